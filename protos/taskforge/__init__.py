@@ -1,0 +1,1 @@
+"""Taskforge's public contract; `taskforge.v1` holds the generated messages and stubs."""
