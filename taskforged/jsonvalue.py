@@ -23,7 +23,7 @@ DEPTH_MAX = 64
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """Why a document is refused; turned into InvalidArgumentError by `parse_json`."""
 
 
@@ -32,27 +32,27 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise _Refused(f"duplicate key {twice!r}")
+        raise _RefusedError(f"duplicate key {twice!r}")
     return found
 
 
 def _constant(text: str) -> NoReturn:
-    raise _Refused(f"{text} is not JSON")
+    raise _RefusedError(f"{text} is not JSON")
 
 
 def _integer(text: str) -> int:
     if len(text) > 20:
-        raise _Refused(f"the number {text[:20]}… does not fit into 64 bits")
+        raise _RefusedError(f"the number {text[:20]}… does not fit into 64 bits")
     value = int(text)
     if not _INT_MIN <= value <= _INT_MAX:
-        raise _Refused(f"the number {text} does not fit into 64 bits")
+        raise _RefusedError(f"the number {text} does not fit into 64 bits")
     return value
 
 
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _Refused(f"the number {text[:20]} is too large")
+        raise _RefusedError(f"the number {text[:20]} is too large")
     return value
 
 
@@ -67,7 +67,7 @@ def _check_depth(value: Any) -> None:
     while level:
         depth += 1
         if depth > DEPTH_MAX:
-            raise _Refused(f"nested deeper than {DEPTH_MAX} levels")
+            raise _RefusedError(f"nested deeper than {DEPTH_MAX} levels")
         level = [
             child
             for parent in level
@@ -108,7 +108,7 @@ def parse_json(text: str | bytes, *, where: str, size_max: int) -> Any:
         raise _invalid(where, "not UTF-8") from None
     except orjson.JSONEncodeError:
         raise _invalid(where, "contains a lone surrogate, which is not a character") from None
-    except _Refused as error:
+    except _RefusedError as error:
         raise _invalid(where, str(error)) from None
     return value
 

@@ -166,8 +166,7 @@ class SwitchSpec:
 
 @dataclass(frozen=True, slots=True)
 class SleepSpec:
-    """A durable wait. `duration` evaluates to a number of seconds, at least 0.
-    """
+    """A durable wait. `duration` evaluates to a number of seconds, at least 0."""
 
     duration: Expression
 
