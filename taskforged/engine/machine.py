@@ -235,9 +235,7 @@ class _Machine:
         self._record(Kind.RUN_STARTED, {"timeout_at": at})
         self.commands.append(SetTimer(self.run.sequence, at))
 
-    def _attempt_fact(
-        self, fact: AttemptStarted | AttemptCompleted | AttemptFailed | AttemptLost | AttemptCancelled
-    ) -> Step:
+    def _attempt_fact(self, fact: _AttemptFact) -> Step:
         key = self.run.commands.get(fact.command)
         if key is None:
             raise IllegalEventError(f"no step waits for command {fact.command}")
@@ -261,7 +259,7 @@ class _Machine:
         if policy is None or policy.condition is None:
             return fact.retryable
         error = {**fact.error, "step": step.id, "attempts": self.run.steps[step.id].attempt}
-        return self._truth(policy.condition, _Scope(self.run, error), f"`retry.if` of step {step.id}")
+        return self._truth(policy.condition, _Scope(self.run, error), "`retry.if`", step)
 
     def _retry_or_give_up(self, step: Step, fact: AttemptFailed, *, retryable: bool) -> None:
         attempt = self.run.steps[step.id].attempt
@@ -332,7 +330,7 @@ class _Machine:
 
     def _succeed(self) -> None:
         try:
-            output = None if self.model.output is None else self._value(self.model.output, "the run's output")
+            output = None if self.model.output is None else self._value(self.model.output, "the output")
         except ExpressionError as error:
             self._fail_run(_expression_error(error))
             self._advance()
@@ -435,10 +433,8 @@ class _Machine:
         return any(step is not None and step.state not in TERMINAL_STEPS for step in found)
 
     def _attempt_running(self, block: Block) -> bool:
-        steps = self.run.steps
-        return any(
-            (step := steps.get(key)) is not None and step.state in _OPEN_ATTEMPT and step.command for key in block.ids()
-        )
+        found = (self.run.steps.get(key) for key in block.ids())
+        return any(step is not None and step.state is StepState.RUNNING and step.command for step in found)
 
     def _unreached(self, block: Block) -> list[str]:
         return [key for key in block.ids() if key not in self.run.steps]
@@ -447,7 +443,7 @@ class _Machine:
 
     def _start(self, step: Step) -> StepRun:
         try:
-            if step.condition is not None and not self._truth(step.condition, self._scope, f"`if` of step {step.id}"):
+            if step.condition is not None and not self._truth(step.condition, self._scope, "`if`", step):
                 self._skip(step)
             else:
                 self._begin(step)
@@ -465,11 +461,9 @@ class _Machine:
     def _begin(self, step: Step) -> None:
         match step.spec:
             case TransformSpec(value):
-                self._record(
-                    Kind.STEP_SUCCEEDED, {"output": self._value(value, f"the output of step {step.id}")}, step.id
-                )
+                self._record(Kind.STEP_SUCCEEDED, {"output": self._value(value, "the output", step)}, step.id)
             case ActivitySpec(config=config):
-                body = {"input": self._value(config, f"the input of step {step.id}")}
+                body = {"input": self._value(config, "the input", step)}
                 self._record(Kind.STEP_QUEUED, body, step.id, 1)
                 self.commands.append(Execute(self.run.sequence, step.id))
             case SwitchSpec() as spec:
@@ -477,13 +471,13 @@ class _Machine:
             case SleepSpec(duration):
                 self._sleep(step, duration)
             case FailSpec(message, code):
-                text = self._value(message, f"the message of step {step.id}")
+                text = self._value(message, "the message", step)
                 self._record(Kind.STEP_FAILED, {"error": {"code": code, "message": str(text)}}, step.id)
 
     def _branch(self, step: Step, spec: SwitchSpec) -> None:
         chosen = -1
         for index, case in enumerate(spec.cases):
-            if case.condition is None or self._truth(case.condition, self._scope, f"case {index} of step {step.id}"):
+            if case.condition is None or self._truth(case.condition, self._scope, "a case", step):
                 chosen = index
                 break
         skipped = [key for index, case in enumerate(spec.cases) if index != chosen for key in case.block.ids()]
@@ -534,17 +528,21 @@ class _Machine:
         if step:
             self.touched.add(step)
 
-    def _value(self, expression: Expression, what: str) -> Json:
+    def _value(self, expression: Expression, what: str, step: Step | None = None) -> Json:
         value = expression.evaluate(self._scope)
         if _weight(value, OUTPUT_SIZE_MAX) > OUTPUT_SIZE_MAX:
-            raise ExpressionError(what, what, f"is larger than {OUTPUT_SIZE_MAX:,} bytes")
+            raise ExpressionError(what, _owner(step), f"is larger than {OUTPUT_SIZE_MAX:,} bytes")
         return value
 
-    def _truth(self, condition: Expression, scope: _Scope, what: str) -> bool:
+    def _truth(self, condition: Expression, scope: _Scope, what: str, step: Step) -> bool:
         value = condition.evaluate(scope)
         if not isinstance(value, bool):
-            raise ExpressionError(what, what, f"must be true or false, not {_type_name(value)}")
+            raise ExpressionError(what, _owner(step), f"must be true or false, not {_type_name(value)}")
         return value
+
+
+def _owner(step: Step | None) -> str:
+    return "the run" if step is None else f"step {step.id}"
 
 
 _FINAL_KIND = {

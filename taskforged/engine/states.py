@@ -33,7 +33,13 @@ __all__ = [
 ]
 
 
-class RunState(StrEnum):
+class _Name(StrEnum):
+    """A StrEnum that hashes as the string it is: Enum's own `__hash__` is Python code, and the tables are hot."""
+
+    __hash__ = str.__hash__
+
+
+class RunState(_Name):
     """Where a run stands. NEW is before its first event and never stored."""
 
     NEW = "NEW"
@@ -47,7 +53,7 @@ class RunState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class StepState(StrEnum):
+class StepState(_Name):
     """Where a step stands. NEW is a step that has not been reached and is never stored."""
 
     NEW = "NEW"
@@ -63,7 +69,7 @@ class StepState(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class Kind(StrEnum):
+class Kind(_Name):
     """The kinds of history events.
 
     Facts came in from outside: run.created, run.started, run.cancel_requested, run.paused, run.resumed, step.started,
