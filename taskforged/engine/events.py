@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from taskforged.engine.model import Json
@@ -32,8 +33,10 @@ __all__ = [
     "IllegalEventError",
     "SetTimer",
     "TimerFired",
+    "Withdraw",
     "fact_body",
     "fact_from_history",
+    "rfc3339",
 ]
 
 
@@ -129,7 +132,7 @@ class AttemptLost:
 
 @dataclass(frozen=True, slots=True)
 class AttemptCancelled:
-    """The executor has stopped because it was asked to."""
+    """The executor has stopped because it was asked to; illegal when the engine did not ask."""
 
     command: int
 
@@ -174,9 +177,15 @@ def fact_body(fact: Fact) -> dict[str, Json]:
 
 
 def fact_from_history(event: HistoryEvent) -> Fact | None:
-    """Answer the fact that an entry records, or None when the entry is a decision of the engine."""
+    """Answer the fact that an entry records, or None when the entry is a decision of the engine.
+
+    What the engine added to the body of a fact (when the run times out) is left out: it decides that again.
+    """
     fact = _BY_KIND.get(event.kind)
-    return None if fact is None else fact(**event.body)
+    if fact is None:
+        return None
+    body = event.body
+    return fact(**{name: body[name] for name, _ in _FIELDS[fact] if name in body})
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,14 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class CancelExecution:
-    """Stop executing command `seq`; if it has not been started, forget it."""
+    """Stop the attempt that executes command `seq`. Its owner reports how it ended."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Command `seq`, which no attempt has started on, is no longer wanted."""
 
     seq: int
 
@@ -216,4 +232,10 @@ class FinishRun:
     state: RunState
 
 
-Command: TypeAlias = Execute | CancelExecution | SetTimer | ClearTimer | FinishRun
+Command: TypeAlias = Execute | CancelExecution | Withdraw | SetTimer | ClearTimer | FinishRun
+
+
+def rfc3339(at: int) -> str:
+    """Answer a time as text, for example `2026-11-21T04:21:00.000001Z`."""
+    seconds, micros = divmod(at, 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"

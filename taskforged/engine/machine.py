@@ -15,7 +15,6 @@ the machine works on a clone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
@@ -39,8 +38,10 @@ from taskforged.engine.events import (
     IllegalEventError,
     SetTimer,
     TimerFired,
+    Withdraw,
     fact_body,
     fact_from_history,
+    rfc3339,
 )
 from taskforged.engine.model import (
     ActivitySpec,
@@ -183,7 +184,7 @@ class _Scope:
             "namespace": run.namespace,
             "correlation_id": run.correlation_id,
             "trigger": run.trigger,
-            "started_at": _rfc3339(run.started_at),
+            "started_at": rfc3339(run.started_at),
         }
 
 
@@ -213,8 +214,10 @@ class _Machine:
                 return  # nothing happens before it is admitted
             case AdmitRun():
                 self._admit()
-            case AttemptCompleted() | AttemptCancelled():
+            case AttemptCompleted():
                 self._attempt_fact(fact)
+            case AttemptCancelled():
+                self._attempt_cancelled(fact)
             case AttemptFailed():
                 self._attempt_failed(fact)
             case AttemptLost():
@@ -242,6 +245,11 @@ class _Machine:
         self._record(FACT_KINDS[type(fact)], fact_body(fact), key)
         return self.model.steps[key]
 
+    def _attempt_cancelled(self, fact: AttemptCancelled) -> None:
+        step = self._attempt_fact(fact)
+        if not self._stopping(step):  # else its block would go on as if it had succeeded
+            raise IllegalEventError(f"step {step.id} was not asked to stop")
+
     def _attempt_failed(self, fact: AttemptFailed) -> None:
         step = self._attempt_fact(fact)
         if self._stopping(step):
@@ -262,15 +270,16 @@ class _Machine:
         return self._truth(policy.condition, _Scope(self.run, error), "`retry.if`", step)
 
     def _retry_or_give_up(self, step: Step, fact: AttemptFailed, *, retryable: bool) -> None:
-        attempt = self.run.steps[step.id].attempt
+        known = self.run.steps[step.id]
+        failures = known.attempt - known.lost  # a crash of ours neither spends the budget nor lengthens the pause
         policy = step.retry
         if not retryable or policy is None:
             self._record(Kind.STEP_FAILED, {}, step.id)
-        elif attempt - self.run.steps[step.id].lost >= policy.max_attempts:
+        elif failures >= policy.max_attempts:
             self._record(Kind.STEP_DEAD, {}, step.id)
         else:
-            pause = delay_s(policy, attempt=attempt, seed=f"{self.run.run_id}/{step.id}")
-            pause = max(pause, fact.retry_after_s or 0.0)
+            pause = delay_s(policy, attempt=failures, seed=f"{self.run.run_id}/{step.id}")
+            pause = min(max(pause, fact.retry_after_s or 0.0), SLEEP_S_MAX)
             at = self.now + round(pause * _SECOND)
             self._record(Kind.STEP_RETRYING, {"at": at, "delay_s": round(pause, 6)}, step.id)
             self.commands.append(SetTimer(self.run.sequence, at))
@@ -294,6 +303,8 @@ class _Machine:
             raise IllegalEventError(f"nobody waits for timer {fact.timer}")
         if not key:
             self._record(Kind.TIMER_FIRED, fact_body(fact))
+            if self.run.cancel_requested:
+                return  # it is being stopped already, and will be CANCELLED
             limit = self.model.timeout_s or 0.0
             self._fail_run({"code": "run_timeout", "message": f"the run took longer than {limit:g} s"})
             return
@@ -341,11 +352,12 @@ class _Machine:
         """Answer the error of a failed step as its block reports it; a switch passes on what failed inside it."""
         step = self.run.steps[key]
         error = step.error
+        inner = error if isinstance(self.model.steps[key].spec, SwitchSpec) else {}
         found = {
             "code": error["code"],
             "message": error["message"],
-            "step": error.get("step", key),
-            "attempts": error.get("attempts", step.attempt),
+            "step": inner.get("step", key),
+            "attempts": inner.get("attempts", step.attempt),
         }
         if "details" in error:
             found["details"] = error["details"]
@@ -368,7 +380,7 @@ class _Machine:
         for key, step in list(self.run.steps.items()):
             match step.state:
                 case StepState.QUEUED:
-                    self.commands.append(CancelExecution(step.command))
+                    self.commands.append(Withdraw(step.command))
                     self._record(Kind.STEP_CANCELLED, {}, key)
                 case StepState.RETRYING | StepState.WAITING:
                     self.commands.append(ClearTimer(step.timer))
@@ -401,24 +413,47 @@ class _Machine:
     # --- blocks ------------------------------------------------------------------------------------------------------
 
     def _advance_block(self, block: Block) -> _Progress:
-        """Start what can start, in the order of the document, and say how far the block is."""
-        is_open, failed = False, ""
+        """Start what can start, in the order of the document, and say how far the block is.
+
+        Once a step has failed, nothing more is started, wherever it stands; what is open is waited for.
+        """
+        failed, is_open, again = self._failed_in(block), False, True
+        while again:
+            failed, is_open, again = self._pass_through(block, failed)
+        if failed:
+            return _Progress(_Verdict.OPEN if self._any_open(block) else _Verdict.FAILED, failed)
+        return _Progress(_Verdict.OPEN if is_open else _Verdict.DONE)
+
+    def _pass_through(self, block: Block, failed: str) -> tuple[str, bool, bool]:
+        """Go through a block once. Answers (what failed it, is it open, is there more to start).
+
+        There is more when a step ended on the way that one above it may have waited for.
+        """
+        is_open = blocked = again = False
         for step in block.steps:
             known = self.run.steps.get(step.id)
+            was_open = known is None or known.state not in TERMINAL_STEPS
             if known is None:
                 if failed or not self._ready(step, block):
-                    is_open = is_open or not failed
+                    is_open = blocked = True
                     continue
                 known = self._start(step)
             elif known.state is StepState.RUNNING and isinstance(step.spec, SwitchSpec):
                 known = self._advance_switch(step, step.spec)
             if known.state not in TERMINAL_STEPS:
                 is_open = True
-            elif known.state in FAILED_STEPS and not step.continue_on_error:
+                continue
+            again = again or (blocked and was_open)
+            if known.state in FAILED_STEPS and not step.continue_on_error:
                 failed = failed or step.id
-        if failed:
-            return _Progress(_Verdict.OPEN if self._any_open(block) else _Verdict.FAILED, failed)
-        return _Progress(_Verdict.OPEN if is_open else _Verdict.DONE)
+        return failed, is_open, again and not failed
+
+    def _failed_in(self, block: Block) -> str:
+        for step in block.steps:
+            known = self.run.steps.get(step.id)
+            if known is not None and known.state in FAILED_STEPS and not step.continue_on_error:
+                return step.id
+        return ""
 
     def _ready(self, step: Step, block: Block) -> bool:
         steps = self.run.steps
@@ -448,15 +483,18 @@ class _Machine:
             else:
                 self._begin(step)
         except ExpressionError as error:
-            self._record(Kind.STEP_FAILED, {"error": _expression_error(error)}, step.id)
+            body: dict[str, Json] = {"error": _expression_error(error)}
+            skipped = _inside(step)
+            if skipped:
+                body["skipped"] = skipped
+            self._record(Kind.STEP_FAILED, body, step.id)
+            self.touched.update(skipped)
         return self.run.steps[step.id]
 
     def _skip(self, step: Step) -> None:
         self._record(Kind.STEP_SKIPPED, {}, step.id)
-        spec = step.spec
-        if isinstance(spec, SwitchSpec):
-            for key in Block((step,)).ids()[1:]:
-                self._record(Kind.STEP_SKIPPED, {}, key)
+        for key in _inside(step):
+            self._record(Kind.STEP_SKIPPED, {}, key)
 
     def _begin(self, step: Step) -> None:
         match step.spec:
@@ -553,6 +591,11 @@ _FINAL_KIND = {
 }
 
 
+def _inside(step: Step) -> list[str]:
+    """Answer the ids of the steps in the cases of a switch; none for other steps."""
+    return Block((step,)).ids()[1:]
+
+
 def _contains(block: Block, key: str) -> bool:
     return key in block.ids()
 
@@ -594,8 +637,3 @@ def _weight(value: Json, limit: int) -> int:
         else:
             total += 8
     return total
-
-
-def _rfc3339(at: int) -> str:
-    seconds, micros = divmod(at, _SECOND)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"

@@ -1,0 +1,1 @@
+"""SQLite: the journal (the only writer), read-only connections, migrations, named queries, one file per noun."""

@@ -1,0 +1,515 @@
+"""The embedded host's heart: facts in, engine, journal, and only after the commit the consequences.
+
+Each open run has an entry with a mailbox. Whatever facts wait when the entry's last commit is done are applied
+together and committed together, so a run with many steps at work pays for few commits, and a run never has two
+commits under way. The entry's state moves on only when the commit has succeeded: a commit that fails changes nothing,
+its callers are told, and facts without a caller (results, timers) are kept and tried again.
+
+Nothing here blocks and nothing decides: the engine decides, the journal writes, executors have effects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from taskforged.clock import Clock
+from taskforged.engine.events import (
+    AttemptCancelled,
+    AttemptCompleted,
+    AttemptFailed,
+    AttemptLost,
+    AttemptStarted,
+    CancelExecution,
+    Command,
+    Execute,
+    Fact,
+    FinishRun,
+    HistoryEvent,
+    IllegalEventError,
+    SetTimer,
+    Withdraw,
+)
+from taskforged.engine.machine import apply
+from taskforged.engine.model import ActivitySpec, WorkflowModel
+from taskforged.engine.run import Run
+from taskforged.errors import ConflictError, FailedPreconditionError, NotFoundError, TaskforgeError, UnavailableError
+from taskforged.host.dispatcher import CommandKey, Dispatcher
+from taskforged.host.feed import Feed
+from taskforged.steps.base import Outcome, SecretLookup, StepExecutor, Succeeded, Task
+from taskforged.store.changes import GENESIS, NewRun, RunChange, build_change
+from taskforged.store.journal import Write
+from taskforged.store.runs import RunStore
+from taskforged.store.store import Store
+
+__all__ = ["IDLE_MAX", "ModelSource", "PreparedRun", "Runner"]
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+IDLE_MAX = 2048
+"""Open runs without work whose state is kept in memory; the others are rebuilt from their history when needed."""
+
+RETRY_S = 1.0
+"""Pause before facts that could not be written are tried again."""
+
+
+class ModelSource(Protocol):
+    """Answers the compiled model of a stored version."""
+
+    async def model(self, workflow_no: int, version: int) -> WorkflowModel:
+        """Answer the model, compiled once and cached."""
+
+
+class _Letter(NamedTuple):
+    """A fact on its way to a run; `receipt` is done when it is on disk or refused."""
+
+    fact: Fact
+    receipt: asyncio.Future[None] | None
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One open run in memory."""
+
+    no: int
+    model: WorkflowModel
+    namespace_no: int
+    run: Run
+    head_hash: bytes
+    mailbox: deque[_Letter] = field(default_factory=deque)
+    committing: bool = False
+    attempts: dict[int, asyncio.Task[Outcome]] = field(default_factory=dict)
+
+
+class _Step(NamedTuple):
+    """One step forward of an entry: computed, not yet on disk."""
+
+    run: Run
+    history: list[HistoryEvent]
+    commands: list[Command]
+    touched: set[str]
+    taken: list[_Letter]
+    claims: dict[int, int]
+
+
+class PreparedRun(NamedTuple):
+    """A run that has been decided on and not yet written. Its change goes into the caller's own write."""
+
+    no: int
+    run: Run
+    change: RunChange
+    entry: _Entry
+    step: _Step
+
+
+class Runner:
+    """Runs open runs."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        feed: Feed,
+        models: ModelSource,
+        executors: Mapping[str, StepExecutor],
+        secret: Callable[[int, str], Awaitable[str]],
+        pool_size: int,
+    ) -> None:
+        """Create a runner; `secret` looks up a secret by namespace number and name."""
+        self._store = store
+        self._runs = RunStore(store)
+        self._clock = clock
+        self._feed = feed
+        self._models = models
+        self._executors = executors
+        self._secret = secret
+        self._entries: dict[int, _Entry] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._loading: dict[int, list[_Letter]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiters: dict[int, list[asyncio.Future[Run]]] = {}
+        self._stopping = False
+        self.epoch = 0
+        self.on_timer: Callable[[int], None] = lambda _: None
+        self.dispatcher = Dispatcher(pool_size=pool_size, load_queued=self._load_queued, claim=self._claim)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self, epoch: int) -> int:
+        """Decide what became of the attempts of earlier boots, then begin to work; answers how many there were."""
+        self.epoch = epoch
+        lost = await self._store.rows("claimed_commands")
+        for no, seq, old in lost:
+            reason = f"the daemon of boot {old} stopped while the attempt was running"
+            self._post(no, _Letter(AttemptLost(seq, reason), None))
+        runs = sorted({row[0] for row in lost})
+        results = await asyncio.gather(*(self.deliver(no, None) for no in runs), return_exceptions=True)
+        for no, result in zip(runs, results, strict=True):
+            if isinstance(result, BaseException):
+                _log.error("run.not_recovered", run_no=no, error=str(result))
+        self.dispatcher.open()
+        return len(lost)
+
+    async def drain(self, grace_s: float) -> None:
+        """Start nothing more, let what runs finish for `grace_s`, then cut it; the next boot decides about that."""
+        self.dispatcher.close()
+        attempts = [task for entry in self._entries.values() for task in entry.attempts.values()]
+        if attempts:
+            await asyncio.wait(attempts, timeout=grace_s)
+        self._stopping = True
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    def open_entries(self) -> int:
+        """How many runs are held in memory."""
+        return len(self._entries)
+
+    # --- doors -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: WorkflowModel, new: NewRun, facts: Sequence[Fact], event: Any = None) -> PreparedRun:
+        """Decide a new run. The caller puts `change` into a write, then calls `started` or `abandoned`.
+
+        Args:
+            model: the definition.
+            new: what never changes.
+            facts: `CreateRun`, and `AdmitRun` when it may start at once.
+            event: what expressions see as `event`.
+        """
+        no = self._store.next_no("runs")
+        entry = _Entry(no, model, new.namespace_no, Run(event=event), GENESIS)
+        entry.committing = True
+        entry.mailbox.extend(_Letter(fact, None) for fact in facts)
+        self._entries[no] = entry
+        step = self._advance(entry)
+        return PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
+
+    def started(self, prepared: PreparedRun) -> None:
+        """The prepared run is on disk: carry on with it."""
+        self._committed(prepared.entry, prepared.step, prepared.change.head_hash)
+
+    def abandoned(self, prepared: PreparedRun) -> None:
+        """The prepared run could not be written: it never was."""
+        for seq in prepared.step.claims:
+            self.dispatcher.release((prepared.no, seq))
+        del self._entries[prepared.no]
+
+    async def deliver(self, no: int, fact: Fact | None) -> None:
+        """Hand a fact to a run and wait until it is on disk. Without a fact: wait for what is under way.
+
+        Raises:
+            FailedPreconditionError: the run is in a state that does not allow it.
+            NotFoundError: there is no such run.
+            UnavailableError, ResourceExhaustedError: it could not be written.
+        """
+        receipt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._post(no, _Letter(fact if fact is not None else _Nothing, receipt))
+        await receipt
+
+    async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
+        """Wait until a run that was prepared here has ended, at most `timeout_s`; None when it has not.
+
+        Call it in the same breath as `started`, so that the end cannot slip by.
+        """
+        if prepared.entry.run.ended_at:
+            return prepared.entry.run
+        waiter: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        waiters = self._waiters.setdefault(prepared.no, [])
+        waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await waiter
+        except TimeoutError:
+            return None
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._waiters.pop(prepared.no, None)
+
+    # --- mail --------------------------------------------------------------------------------------------------------
+
+    def _post(self, no: int, letter: _Letter) -> None:
+        entry = self._entries.get(no)
+        if entry is not None:
+            entry.mailbox.append(letter)
+            self._pump(entry)
+        elif no in self._loading:
+            self._loading[no].append(letter)
+        else:
+            self._loading[no] = [letter]
+            self._spawn(self._load(no), f"load run {no}")
+
+    async def _load(self, no: int) -> None:
+        try:
+            entry = await self._rebuild(no)
+        except Exception as error:  # noqa: BLE001  task boundary: whoever waits for the run is told
+            _log.error("run.load_failed", run_no=no, error=str(error))
+            self._refuse(self._loading.pop(no), UnavailableError(f"the run could not be read: {error}"))
+            return
+        letters = self._loading.pop(no)
+        if entry is None:
+            self._refuse(letters, NotFoundError("there is no such run"))
+            return
+        entry.mailbox.extend(letters)
+        self._entries[no] = entry
+        self._pump(entry)
+
+    async def _rebuild(self, no: int) -> _Entry | None:
+        loaded = await self._runs.load(no)
+        if loaded is None:
+            return None
+        row, run = loaded
+        model = await self._models.model(row.workflow_no, row.version)
+        return _Entry(no, model, row.namespace_no, run, row.head_hash)
+
+    def _refuse(self, letters: Sequence[_Letter], error: TaskforgeError) -> None:
+        for letter in letters:
+            if letter.receipt is not None and not letter.receipt.done():
+                letter.receipt.set_exception(error)
+
+    def _pump(self, entry: _Entry) -> None:
+        """Take the next step with an entry, unless its last one is still being written."""
+        if entry.committing or not entry.mailbox:
+            return
+        self._idle.pop(entry.no, None)
+        step = self._advance(entry)
+        if not step.history:
+            self._acknowledge(step.taken)
+            self._settle_entry(entry)
+            return
+        entry.committing = True
+        change = self._change(entry, step, None)
+        future = self._store.journal.submit(Write[None](changes=[change]))
+        future.add_done_callback(lambda done: self._on_commit(entry, step, change, done))
+
+    # --- one step forward --------------------------------------------------------------------------------------------
+
+    def _advance(self, entry: _Entry) -> _Step:
+        """Apply everything in the mailbox, and claim slots for what it leads to."""
+        step = _Step(entry.run, [], [], set(), [], {})
+        now = self._clock.now()
+        while entry.mailbox:
+            letter = entry.mailbox.popleft()
+            if letter.fact is not _Nothing:
+                try:
+                    step = self._apply(entry, step, letter.fact, now)
+                except IllegalEventError as error:
+                    self._illegal(entry, letter, error)
+                    continue
+            step.taken.append(letter)
+        return self._claim_at_once(entry, step, now)
+
+    def _apply(self, entry: _Entry, step: _Step, fact: Fact, now: int) -> _Step:
+        outcome = apply(entry.model, step.run, (fact,), now)
+        if isinstance(fact, AttemptStarted):
+            step.claims[fact.command] = fact.epoch
+        elif isinstance(fact, (AttemptCompleted, AttemptFailed, AttemptLost, AttemptCancelled)):
+            self.dispatcher.release((entry.no, fact.command))
+        step.history.extend(outcome.history)
+        step.commands.extend(outcome.commands)
+        step.touched.update(outcome.touched)
+        return step._replace(run=outcome.run)
+
+    def _claim_at_once(self, entry: _Entry, step: _Step, now: int) -> _Step:
+        """Record the start of new commands in the very transaction that creates them, while slots are free."""
+        for command in list(step.commands):
+            if isinstance(command, Execute) and command.seq in step.run.commands:
+                key = (entry.no, command.seq)
+                if self.dispatcher.try_take(key):
+                    step = self._apply(entry, step, AttemptStarted(command.seq, self.epoch), now)
+        return step
+
+    def _illegal(self, entry: _Entry, letter: _Letter, error: IllegalEventError) -> None:
+        fact = letter.fact
+        _log.info("run.stale_fact", run=entry.run.run_id, fact=type(fact).__name__, why=str(error))
+        if isinstance(fact, (AttemptStarted, AttemptCompleted, AttemptFailed, AttemptCancelled, AttemptLost)):
+            self.dispatcher.release((entry.no, fact.command))
+        state = entry.run.state.value
+        self._refuse([letter], FailedPreconditionError(f"{error}", metadata={"run": entry.run.run_id, "state": state}))
+
+    def _change(self, entry: _Entry, step: _Step, new: NewRun | None) -> RunChange:
+        return build_change(
+            entry.no,
+            step.run,
+            step.history,
+            step.commands,
+            step.touched,
+            head_hash=entry.head_hash,
+            new=new,
+            claims=step.claims,
+        )
+
+    # --- after the commit --------------------------------------------------------------------------------------------
+
+    def _on_commit(self, entry: _Entry, step: _Step, change: RunChange, done: asyncio.Future[None]) -> None:
+        error = done.exception()
+        if error is None:
+            self._committed(entry, step, change.head_hash)
+        else:
+            self._not_committed(entry, step, error)
+
+    def _committed(self, entry: _Entry, step: _Step, head_hash: bytes) -> None:
+        entry.run = step.run
+        entry.head_hash = head_hash
+        entry.committing = False
+        self._acknowledge(step.taken)
+        for seq in step.claims:
+            if seq in entry.run.commands:
+                self._launch(entry, seq)
+        for command in step.commands:  # after the launches: one of them may already be unwanted
+            self._carry_out(entry, command, step.claims)
+        self._feed.publish(entry.no)
+        if entry.run.ended_at:
+            self._announce_end(entry)
+        self._pump(entry)
+        if not entry.committing:
+            self._settle_entry(entry)
+
+    def _carry_out(self, entry: _Entry, command: Command, claims: Mapping[int, int]) -> None:
+        match command:
+            case Execute(seq) if seq not in claims and seq in entry.run.commands:
+                self.dispatcher.enqueue((entry.no, seq))
+            case CancelExecution(seq):
+                attempt = entry.attempts.get(seq)
+                if attempt is not None:
+                    attempt.cancel()
+            case SetTimer(_, at):
+                self.on_timer(at)
+            case Withdraw() | FinishRun():
+                pass  # the rows say it all
+
+    def _not_committed(self, entry: _Entry, step: _Step, error: BaseException) -> None:
+        """Forget the step. Callers are told; facts without a caller are kept."""
+        entry.committing = False
+        for seq in step.claims:
+            self.dispatcher.release((entry.no, seq))
+            if seq in entry.run.commands:  # it still stands in the outbox
+                self.dispatcher.enqueue((entry.no, seq))
+        if isinstance(error, TaskforgeError):
+            self._refuse(step.taken, error)
+        entry.mailbox.extendleft(
+            reversed([letter for letter in step.taken if letter.receipt is None and _keeps(letter)])
+        )
+        if isinstance(error, ConflictError):  # our state is not what is stored: take it from there
+            _log.error("run.conflict", run=entry.run.run_id, error=str(error))
+            letters = list(entry.mailbox)
+            self._entries.pop(entry.no, None)
+            for letter in letters:
+                self._post(entry.no, letter)
+        elif not self._stopping:
+            _log.warning("run.not_written", run=entry.run.run_id, error=str(error))
+            asyncio.get_running_loop().call_later(RETRY_S, self._pump, entry)
+
+    def _announce_end(self, entry: _Entry) -> None:
+        for waiter in self._waiters.pop(entry.no, ()):
+            if not waiter.done():
+                waiter.set_result(entry.run)
+
+    def _acknowledge(self, letters: Sequence[_Letter]) -> None:
+        for letter in letters:
+            if letter.receipt is not None and not letter.receipt.done():
+                letter.receipt.set_result(None)
+
+    def _settle_entry(self, entry: _Entry) -> None:
+        """Drop an entry that has ended, and the longest idle ones when there are many."""
+        if entry.run.ended_at and not entry.attempts:
+            self._entries.pop(entry.no, None)
+        elif not entry.attempts:
+            self._idle[entry.no] = None
+            while len(self._idle) > IDLE_MAX:
+                no, _ = self._idle.popitem(last=False)
+                self._entries.pop(no, None)
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
+
+    async def _load_queued(self, limit: int) -> list[CommandKey]:
+        return [(no, seq) for no, seq in await self._store.rows("queued_commands", limit)]
+
+    def _claim(self, key: CommandKey) -> None:
+        no, seq = key
+        self._post(no, _Letter(AttemptStarted(seq, self.epoch), None))
+
+    def _launch(self, entry: _Entry, seq: int) -> None:
+        if self._stopping:
+            return  # the next boot decides
+        key = entry.run.commands[seq]
+        task = self._spawn(self._execute(entry, key), f"attempt {entry.run.run_id}/{key}")
+        entry.attempts[seq] = task
+        task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, done))
+
+    def _attempt_ended(self, entry: _Entry, seq: int, key: str, done: asyncio.Task[Outcome]) -> None:
+        """Report how an attempt ended. A callback and not code around it: a task cancelled before its first step
+        never gets to its own `except`.
+        """
+        entry.attempts.pop(seq, None)
+        fact: Fact
+        if done.cancelled():
+            if self._stopping:
+                return  # the next boot decides
+            fact = AttemptCancelled(seq)
+        elif (error := done.exception()) is not None:
+            _log.error("executor.bug", run=entry.run.run_id, step=key, exc_info=error)
+            message = f"the executor failed in an unexpected way: {type(error).__name__}"
+            fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
+        else:
+            fact = _fact_of(seq, done.result())
+        entry.mailbox.append(_Letter(fact, None))
+        self._pump(entry)
+
+    async def _execute(self, entry: _Entry, key: str) -> Outcome:
+        run, step = entry.run, entry.model.steps[key]
+        spec = step.spec
+        assert isinstance(spec, ActivitySpec)
+        task = Task(
+            run_id=run.run_id,
+            namespace=run.namespace,
+            workflow=run.workflow,
+            step_key=key,
+            attempt=run.steps[key].attempt,
+            config=run.steps[key].input,
+            timeout_s=step.timeout_s,
+            idempotency_key=f"{run.run_id}/{key}",
+            correlation_id=run.correlation_id,
+            secret=self._secret_lookup(entry.namespace_no),
+        )
+        return await self._executors[spec.executor].execute(task)
+
+    def _secret_lookup(self, namespace_no: int) -> SecretLookup:
+        async def lookup(name: str) -> str:
+            return await self._secret(namespace_no, name)
+
+        return lookup
+
+    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_Nothing: Any = object()
+"""The fact that says nothing: it only waits for its turn."""
+
+
+def _keeps(letter: _Letter) -> bool:
+    """A start that was not written did not happen: the dispatcher will offer the command again."""
+    return letter.fact is not _Nothing and not isinstance(letter.fact, AttemptStarted)
+
+
+def _fact_of(seq: int, outcome: Outcome) -> Fact:
+    if isinstance(outcome, Succeeded):
+        return AttemptCompleted(seq, outcome.output)
+    error: dict[str, Any] = {"code": outcome.code, "message": outcome.message}
+    if outcome.details is not None:
+        error["details"] = outcome.details
+    return AttemptFailed(seq, error, retryable=outcome.retryable, retry_after_s=outcome.retry_after_s)

@@ -1,0 +1,105 @@
+"""Wakes runs whose time has come: one task, one index, no timer per run.
+
+The table is the truth. The task sleeps until the earliest due time, hands the due timers to their runs in portions
+and looks again; a timer's row goes in the transaction that records that it fired, so one that could not be written
+is simply found again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from taskforged.clock import Clock
+from taskforged.engine.events import TimerFired
+from taskforged.errors import FailedPreconditionError, NotFoundError, TaskforgeError
+from taskforged.host.runner import Runner
+from taskforged.store.sql import QUERIES
+from taskforged.store.store import Store
+
+__all__ = ["Timers"]
+
+_log = structlog.get_logger(__name__)
+
+PORTION = 500
+"""Timers handed out at once: bounds memory when very many are due after a downtime."""
+
+SLEEP_S_MAX = 60.0
+"""Look again at least this often, so that a clock that was set forward is noticed."""
+
+_FAILURE_PAUSE_S = 1.0
+
+
+class Timers:
+    """The timer service."""
+
+    def __init__(self, *, store: Store, clock: Clock, runner: Runner) -> None:
+        self._store = store
+        self._clock = clock
+        self._runner = runner
+        self._wake = asyncio.Event()
+        self._next = 0
+        self._task: asyncio.Task[None] | None = None
+        runner.on_timer = self._on_timer
+
+    async def start(self) -> None:
+        """Begin to look. Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="timers")
+
+    async def stop(self) -> None:
+        """End. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def _on_timer(self, at: int) -> None:
+        """A timer was set for `at`."""
+        if at < self._next:
+            self._next = at
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                pause_s = await self.run_once()
+            except Exception as error:  # noqa: BLE001  task boundary: without it a passing fault would stop all timers
+                _log.error("timers.failed", error=str(error))
+                pause_s = _FAILURE_PAUSE_S
+            await self._sleep(pause_s)
+
+    async def _sleep(self, pause_s: float) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def run_once(self) -> float:
+        """Fire what is due and answer how long to sleep, in seconds."""
+        self._next = self._clock.now() + round(SLEEP_S_MAX * 1_000_000)
+        rows = await self._store.rows("due_timers", PORTION)
+        now = self._clock.now()
+        due = [(no, seq) for no, seq, at in rows if at <= now]
+        failed = await asyncio.gather(*(self._fire(no, seq) for no, seq in due))
+        if any(failed):
+            return _FAILURE_PAUSE_S
+        if due:
+            return 0.0  # look again at once: the next portion, or what these led to
+        if rows:
+            self._next = min(self._next, rows[0][2])
+        return max(0.0, (self._next - self._clock.now()) / 1_000_000)
+
+    async def _fire(self, no: int, seq: int) -> bool:
+        try:
+            await self._runner.deliver(no, TimerFired(seq))
+        except (FailedPreconditionError, NotFoundError):
+            _log.error("timers.orphan", run_no=no, sequence=seq)  # cannot be, by construction; must not stay
+            await self._store.journal.execute(lambda c: c.execute(QUERIES["delete_timer"], (no, seq)))
+        except TaskforgeError as error:
+            _log.warning("timers.not_fired", run_no=no, sequence=seq, error=str(error))
+            return True
+        return False

@@ -1,0 +1,204 @@
+"""What one step forward of one run writes: rows, computed on the event loop, written by the journal.
+
+A `RunChange` is plain rows, so that a batch of a thousand runs is a handful of `executemany` calls. History, the
+projections, the outbox and the timers of a run change in one transaction or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from taskforged.engine.events import (
+    ClearTimer,
+    Command,
+    Execute,
+    HistoryEvent,
+    SetTimer,
+    Withdraw,
+)
+from taskforged.engine.run import Run, StepRun
+from taskforged.engine.states import Kind
+from taskforged.jsonvalue import canonical, load_stored
+from taskforged.store.sql import QUERIES
+
+__all__ = [
+    "GENESIS",
+    "NewRun",
+    "RunChange",
+    "StaleWriteError",
+    "StoredEvent",
+    "build_change",
+    "chain_hash",
+    "history_from_row",
+    "write_changes",
+]
+
+GENESIS = bytes(32)
+"""What the first event of a run is chained to."""
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class StaleWriteError(Exception):
+    """A guarded update found no row: the state it was computed from is no longer the present one."""
+
+
+class NewRun(NamedTuple):
+    """What is known of a run when it is created and never changes."""
+
+    namespace_no: int
+    workflow_no: int
+    event_no: int | None = None
+    request_id: str | None = None
+    request_digest: bytes | None = None
+
+
+class StoredEvent(NamedTuple):
+    """A history event with its place in the chain."""
+
+    event: HistoryEvent
+    body: bytes
+    hash: bytes
+
+
+@dataclass(slots=True)
+class RunChange:
+    """Rows of one run. At most one of `insert` and `update` is given."""
+
+    insert: Row | None = None
+    update: Row | None = None
+    history: list[Row] = field(default_factory=list)
+    steps: list[Row] = field(default_factory=list)
+    commands: list[Row] = field(default_factory=list)
+    claims: list[Row] = field(default_factory=list)
+    finished_commands: list[Row] = field(default_factory=list)
+    timers: list[Row] = field(default_factory=list)
+    cleared_timers: list[Row] = field(default_factory=list)
+    head_hash: bytes = GENESIS
+
+
+def chain_hash(previous: bytes, event: HistoryEvent, body: bytes) -> bytes:
+    """Answer SHA-256 over the previous hash and everything that is recorded of the event."""
+    head = f"{event.sequence}|{event.at}|{event.kind.value}|{event.step}|{event.attempt}|"
+    return hashlib.sha256(previous + head.encode() + body).digest()
+
+
+def history_from_row(row: Row) -> StoredEvent:
+    """Turn `sequence, at, kind, step, attempt, body, hash` into an event."""
+    sequence, at, kind, step, attempt, body, digest = row
+    return StoredEvent(HistoryEvent(sequence, at, Kind(kind), step, attempt, load_stored(body)), body, digest)
+
+
+def build_change(
+    no: int,
+    run: Run,
+    history: Sequence[HistoryEvent],
+    commands: Sequence[Command],
+    touched: Iterable[str],
+    *,
+    head_hash: bytes,
+    new: NewRun | None,
+    claims: dict[int, int],
+) -> RunChange:
+    """Compute the rows for an outcome of the engine.
+
+    Args:
+        no: the run's number.
+        run: its state after the events.
+        history: the events, not empty.
+        commands: what the engine asks for.
+        touched: keys of the steps that changed.
+        head_hash: hash of the event before the first of these.
+        new: given when the run is created by this change.
+        claims: commands that are claimed within this change, sequence to epoch.
+    """
+    rows: list[Row] = []
+    change = RunChange(head_hash=_chain(no, history, head_hash, rows), history=rows)
+    ended_at = run.ended_at or None
+    started_at = run.started_at or None
+    if new is not None:
+        change.insert = (
+            *(no, run.run_id, new.namespace_no, new.workflow_no, run.version, run.state.value, run.sequence),
+            *(change.head_hash, int(run.cancel_requested), run.trigger, new.event_no, new.request_id),
+            *(new.request_digest, run.created_at, started_at, ended_at),
+        )
+    else:
+        guard = history[0].sequence - 1
+        change.update = (
+            *(run.state.value, run.sequence, change.head_hash, int(run.cancel_requested), started_at, ended_at),
+            *(no, guard),
+        )
+    change.steps = [_step_row(no, key, run.steps[key]) for key in touched]
+    _place_commands(no, change, history, commands, claims)
+    return change
+
+
+def _chain(no: int, history: Sequence[HistoryEvent], head: bytes, rows: list[Row]) -> bytes:
+    for event in history:
+        body = canonical(event.body)
+        head = chain_hash(head, event, body)
+        rows.append((no, event.sequence, event.at, event.kind.value, event.step, event.attempt, body, head))
+    return head
+
+
+def _step_row(no: int, key: str, step: StepRun) -> Row:
+    return (no, key, step.state.value, step.attempt, step.started_at, step.ended_at or None, step.wake_at or None)
+
+
+_COMMAND_DONE = frozenset(
+    {Kind.STEP_COMPLETED, Kind.STEP_ATTEMPT_FAILED, Kind.STEP_ATTEMPT_LOST, Kind.STEP_ATTEMPT_CANCELLED}
+)
+
+
+def _place_commands(
+    no: int, change: RunChange, history: Sequence[HistoryEvent], commands: Sequence[Command], claims: dict[int, int]
+) -> None:
+    claims = dict(claims)
+    done = {event.body["command"] for event in history if event.kind in _COMMAND_DONE}
+    cleared = {event.body["timer"] for event in history if event.kind is Kind.TIMER_FIRED}
+    for command in commands:
+        match command:
+            case Execute(seq):
+                change.commands.append((no, seq, claims.pop(seq, 0)))
+            case Withdraw(seq):
+                done.add(seq)
+            case SetTimer(seq, at):
+                change.timers.append((no, seq, at))
+            case ClearTimer(seq):
+                cleared.add(seq)
+    change.claims = [(epoch, no, seq) for seq, epoch in claims.items()]
+    change.finished_commands = [(no, seq) for seq in sorted(done)]
+    change.cleared_timers = [(no, seq) for seq in sorted(cleared)]
+
+
+def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) -> None:
+    """Write the rows of many runs, table by table.
+
+    Raises:
+        StaleWriteError: a guard did not hold; the caller rolls back.
+    """
+    if not changes:
+        return
+    _many(connection, "insert_run", [change.insert for change in changes if change.insert is not None])
+    _many(connection, "update_run", [change.update for change in changes if change.update is not None])
+    _many(connection, "insert_history", [row for change in changes for row in change.history])
+    _many(connection, "save_step", [row for change in changes for row in change.steps])
+    _many(connection, "insert_command", [row for change in changes for row in change.commands])
+    _many(connection, "claim_command", [row for change in changes for row in change.claims])
+    _many(connection, "delete_command", [row for change in changes for row in change.finished_commands])
+    _many(connection, "insert_timer", [row for change in changes for row in change.timers])
+    _many(connection, "delete_timer", [row for change in changes for row in change.cleared_timers])
+
+
+_GUARDED = frozenset({"update_run", "claim_command", "delete_command", "delete_timer"})
+
+
+def _many(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> None:
+    if rows:
+        moved = connection.executemany(QUERIES[query], rows).rowcount
+        if query in _GUARDED and moved != len(rows):
+            raise StaleWriteError(f"{query} moved {moved} of {len(rows)} rows")

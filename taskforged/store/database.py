@@ -1,0 +1,208 @@
+"""Opening the one database file: lock, checks, pragmas, migrations.
+
+Whoever opens a database for writing holds an exclusive `flock` on the lock file beside it, taken before anything
+else, so that two daemons can never write to one home. Only the writing connection checkpoints; all others are opened
+read-only. That also keeps away SQLite's WAL-reset bug (fixed in 3.51.3), which needs two connections that write or
+checkpoint at the same instant.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from taskforged.errors import CorruptStoreError, FailedPreconditionError
+
+__all__ = [
+    "APPLICATION_ID",
+    "HomeLock",
+    "Migration",
+    "connect_reader",
+    "connect_writer",
+    "migrate",
+    "migrations",
+    "schema_version",
+    "split_statements",
+]
+
+APPLICATION_ID = 0x7466_6F72
+"""`tfor`, in SQLite's header, so that a file of another program is recognised."""
+
+_CACHE_KIB = 32 * 1024
+_WAL_PAGES = 4000
+"""Checkpoint after 16 MiB of log: rarer than SQLite's default of 1,000 pages, still quick to replay at start."""
+
+
+class HomeLock:
+    """An exclusive lock on a home, held as long as the process lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            FailedPreconditionError: another process holds it.
+        """
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode(errors="replace").strip()
+            os.close(fd)
+            raise FailedPreconditionError(
+                f"another taskforged (pid {holder or 'unknown'}) already runs on {self._path.parent};"
+                " stop it with `taskforgectl down`, or use another --home",
+                reason="HOME_IN_USE",
+                metadata={"home": str(self._path.parent), "pid": holder},
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the lock back. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Migration(NamedTuple):
+    """One numbered step of the schema."""
+
+    number: int
+    name: str
+    script: str
+
+
+def migrations() -> list[Migration]:
+    """Answer all migrations in order: files `NNNN_name.sql`, numbered from 1 without gaps."""
+    found = []
+    for file in files("taskforged.store").joinpath("migrations").iterdir():
+        if file.name.endswith(".sql"):
+            number, _, name = file.name.removesuffix(".sql").partition("_")
+            found.append(Migration(int(number), name, file.read_text()))
+    return sorted(found)
+
+
+def split_statements(script: str) -> Iterator[str]:
+    """Split a script at the semicolons that end statements; SQLite itself says which do."""
+    pending = ""
+    for line in script.splitlines(keepends=True):
+        pending += line
+        if line.rstrip().endswith(";") and sqlite3.complete_statement(pending):
+            yield pending.strip()
+            pending = ""
+    if pending.strip() and not all(line.startswith("--") for line in pending.strip().splitlines()):
+        raise ValueError(f"unfinished statement: {pending.strip()[:80]}")
+
+
+def connect_writer(path: Path, *, synchronous: str = "FULL") -> sqlite3.Connection:
+    """Open the writing connection: creates the file, checks it, brings the schema up to date.
+
+    Raises:
+        CorruptStoreError: the file is damaged, of a newer schema, or not Taskforge's.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    try:
+        _prepare(connection, path, synchronous)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise _damaged(path, str(error)) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> None:
+    connection.execute("PRAGMA busy_timeout = 5000")
+    _check_identity(connection, path)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    connection.execute("PRAGMA journal_size_limit = 67108864")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    migrate(connection)
+    _check_health(connection, path)
+
+
+def _check_identity(connection: sqlite3.Connection, path: Path) -> None:
+    version = schema_version(connection)
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if tables and application != APPLICATION_ID:
+        raise CorruptStoreError(f"{path} is a database of another program; move it away or use another --home")
+    newest = migrations()[-1].number
+    if version > newest:
+        raise CorruptStoreError(
+            f"{path} has schema {version}, which is newer than this program's {newest};"
+            " install a newer taskforged, or restore a backup",
+            reason="SCHEMA_TOO_NEW",
+            metadata={"schema": str(version), "supported": str(newest)},
+        )
+
+
+def _check_health(connection: sqlite3.Connection, path: Path) -> None:
+    """Touch the root of every table: cheap, however large the file is. `doctor` checks the whole of it."""
+    names = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    missing = {"runs", "history", "commands", "timers", "events", "workflow_versions", "tokens"} - set(names)
+    if missing:
+        raise CorruptStoreError(f"{path} lacks the tables {', '.join(sorted(missing))}; restore a backup")
+    for name in names:
+        connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()  # noqa: S608  names come from the schema
+
+
+def _damaged(path: Path, why: str) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{path} cannot be used: {why}. Nothing was changed. Restore a backup, or move the file away to start afresh",
+        metadata={"path": str(path), "cause": why},
+    )
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """Answer the number of the newest migration applied; 0 for an empty file."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Apply the missing migrations, each in a transaction together with the record that it was applied."""
+    for migration in migrations():
+        if migration.number > schema_version(connection):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                for statement in split_statements(migration.script):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {migration.number}")
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open a connection that can neither write nor checkpoint."""
+    connection = sqlite3.connect(
+        f"file:{path.as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA cache_size = -16384")
+    return connection

@@ -1,0 +1,219 @@
+"""The journal: the only writer. Callers hand in whole writes and await their commit.
+
+Whatever waits while one commit is under way goes into the next, as one transaction and one visit to the connection's
+thread (group commit without a timer: an idle daemon commits at once, a busy one amortises its fsync).
+
+A write is a function of the connection. One that fails must not undo its neighbours' work: the batch is first tried as
+a whole, and if anything in it fails, rolled back and done again with a savepoint around each write. So the common case
+pays for no savepoints, and a failing write reaches only its own caller. Writes must therefore tolerate being executed
+twice, which functions of nothing but the connection do.
+
+After an I/O error of the disk the journal stops for good: the kernel may have marked the pages clean, so a later fsync
+that succeeds would prove nothing ("Can Applications Recover from fsync Failures?", ATC 2020). A full disk is different:
+nothing was written, callers are told, and the next write tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
+from taskforged.store.changes import RunChange, StaleWriteError, write_changes
+from taskforged.store.threads import ConnectionThread
+
+__all__ = ["BATCH_MAX", "Journal", "JournalStats", "Write"]
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+BATCH_MAX = 1024
+"""Writes in one transaction: bounds the latency of a commit and the work that a failing batch does again."""
+
+WAITING_MAX = 20_000
+"""Writes that may wait for the next commit; beyond that callers are refused instead of memory being filled."""
+
+
+@dataclass(slots=True)
+class Write(Generic[T]):
+    """One atomic write: `function` first, then `changes` of runs. The result is the function's."""
+
+    changes: Sequence[RunChange] = ()
+    function: Callable[[sqlite3.Connection], T] | None = None
+
+
+@dataclass(slots=True)
+class JournalStats:
+    """Counters since the start."""
+
+    commits: int = 0
+    writes: int = 0
+    largest_batch: int = 0
+
+
+class Journal:
+    """Owns the writing connection."""
+
+    def __init__(self, connection: ConnectionThread, *, on_failure: Callable[[BaseException], None]) -> None:
+        """Create a journal on a started connection; `on_failure` is called once, when it can write no more."""
+        self._connection = connection
+        self._on_failure = on_failure
+        self._waiting: deque[tuple[Write[Any], asyncio.Future[Any]]] = deque()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self.stats = JournalStats()
+
+    async def start(self) -> None:
+        """Begin to commit. Idempotent."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._commit_for_ever(), name="journal")
+
+    async def stop(self) -> None:
+        """Commit what was handed in and end. Idempotent."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+
+    def submit(self, write: Write[T]) -> asyncio.Future[T]:
+        """Hand in a write; the future is done when it is on disk, or has failed with nothing of it written.
+
+        Raises (through the future):
+            ConflictError: a guard or a unique index refused it.
+            ResourceExhaustedError: the disk is full, or too many writes wait.
+            UnavailableError: the journal has stopped.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self._stopping or self._failure is not None:
+            future.set_exception(UnavailableError("the daemon is stopping; nothing can be written"))
+        elif len(self._waiting) >= WAITING_MAX:
+            future.set_exception(ResourceExhaustedError("too many writes are waiting for the disk", retry_after_s=1.0))
+        else:
+            self._waiting.append((write, future))
+            self._wake.set()
+        return future
+
+    async def execute(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Execute a function as a write of its own and answer its result."""
+        return await self.submit(Write(function=function))
+
+    async def _commit_for_ever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                await self._commit_waiting()
+            if self._stopping:
+                return
+
+    async def _commit_waiting(self) -> None:
+        size = min(len(self._waiting), BATCH_MAX)
+        batch = [self._waiting.popleft() for _ in range(size)]
+        writes = [write for write, _ in batch]
+        try:
+            outcomes = await self._connection.run(lambda connection: _commit(connection, writes))
+        except sqlite3.Error as error:
+            outcomes = [_translate(error)] * size
+            self._check_fatal(error)
+        self._count(size)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            _settle(future, outcome)
+
+    def _count(self, size: int) -> None:
+        self.stats.commits += 1
+        self.stats.writes += size
+        self.stats.largest_batch = max(self.stats.largest_batch, size)
+
+    def _check_fatal(self, error: sqlite3.Error) -> None:
+        if _error_name(error).startswith("SQLITE_FULL"):
+            _log.error("store.disk_full", hint="free some space; writing goes on by itself")
+            return
+        self._failure = error
+        _log.critical("store.write_failed", error=str(error), code=_error_name(error))
+        while self._waiting:
+            _settle(self._waiting.popleft()[1], _translate(error))
+        self._on_failure(error)
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():  # its caller was cancelled
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+# --- in the connection's thread --------------------------------------------------------------------------------------
+
+
+def _commit(connection: sqlite3.Connection, writes: Sequence[Write[Any]]) -> list[Any]:
+    """Commit a batch; answer a result or an exception for each write. Raises when nothing at all could be written."""
+    if connection.in_transaction:  # the commit before this one failed and its rollback did, too
+        connection.execute("ROLLBACK")
+    try:
+        return _commit_together(connection, writes)
+    except (TaskforgeError, sqlite3.IntegrityError, StaleWriteError):
+        connection.execute("ROLLBACK")
+    except BaseException:
+        _roll_back(connection)
+        raise
+    try:
+        return _commit_one_by_one(connection, writes)
+    except BaseException:
+        _roll_back(connection)
+        raise
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # some errors roll back by themselves
+        connection.execute("ROLLBACK")
+
+
+def _commit_together(connection: sqlite3.Connection, writes: Sequence[Write[Any]]) -> list[Any]:
+    connection.execute("BEGIN IMMEDIATE")
+    results = [None if write.function is None else write.function(connection) for write in writes]
+    write_changes(connection, [change for write in writes for change in write.changes])
+    connection.execute("COMMIT")
+    return results
+
+
+def _commit_one_by_one(connection: sqlite3.Connection, writes: Sequence[Write[Any]]) -> list[Any]:
+    connection.execute("BEGIN IMMEDIATE")
+    outcomes = [_attempt(connection, write) for write in writes]
+    connection.execute("COMMIT")
+    return outcomes
+
+
+def _attempt(connection: sqlite3.Connection, write: Write[Any]) -> Any:
+    connection.execute("SAVEPOINT one")
+    try:
+        result = None if write.function is None else write.function(connection)
+        write_changes(connection, write.changes)
+    except (TaskforgeError, sqlite3.IntegrityError, StaleWriteError) as error:
+        connection.execute("ROLLBACK TO one")
+        result = error if isinstance(error, TaskforgeError) else _translate(error)
+    connection.execute("RELEASE one")
+    return result
+
+
+def _error_name(error: BaseException) -> str:
+    return getattr(error, "sqlite_errorname", "") or type(error).__name__
+
+
+def _translate(error: BaseException) -> TaskforgeError:
+    name = _error_name(error)
+    if isinstance(error, (sqlite3.IntegrityError, StaleWriteError)):
+        return ConflictError(f"somebody else was faster: {error}", metadata={"cause": name})
+    if name.startswith("SQLITE_FULL"):
+        return ResourceExhaustedError("the disk is full; nothing was written", reason="DISK_FULL", retry_after_s=10.0)
+    return UnavailableError(f"the database cannot be written: {error}", metadata={"cause": name})

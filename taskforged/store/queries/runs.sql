@@ -1,0 +1,77 @@
+-- insert_run --
+INSERT INTO runs (no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger,
+  event_no, request_id, request_digest, created_at, started_at, ended_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- update_run --
+-- 0 rows: somebody else moved the run since it was read; the change was computed from a stale state.
+UPDATE runs SET state = ?, sequence = ?, head_hash = ?, cancel_requested = ?, started_at = ?, ended_at = ?
+WHERE no = ? AND sequence = ?
+
+-- insert_history --
+INSERT INTO history (run_no, sequence, at, kind, step, attempt, body, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+
+-- save_step --
+INSERT INTO step_runs (run_no, key, state, attempt, started_at, ended_at, wake_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (run_no, key) DO UPDATE SET state = excluded.state, attempt = excluded.attempt,
+  ended_at = excluded.ended_at, wake_at = excluded.wake_at
+
+-- insert_command --
+INSERT INTO commands (run_no, sequence, epoch) VALUES (?, ?, ?)
+
+-- claim_command --
+-- 0 rows: the command is gone or claimed already.
+UPDATE commands SET epoch = ? WHERE run_no = ? AND sequence = ? AND epoch = 0
+
+-- delete_command --
+-- 0 rows: the command is gone already; its result belongs to an attempt that nobody waits for.
+DELETE FROM commands WHERE run_no = ? AND sequence = ?
+
+-- insert_timer --
+INSERT INTO timers (run_no, sequence, due_at) VALUES (?, ?, ?)
+
+-- delete_timer --
+DELETE FROM timers WHERE run_no = ? AND sequence = ?
+
+-- run_by_id --
+SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
+  request_id, request_digest, created_at, started_at, ended_at FROM runs WHERE id = ?
+
+-- run_by_no --
+SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
+  request_id, request_digest, created_at, started_at, ended_at FROM runs WHERE no = ?
+
+-- run_by_request --
+SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
+  request_id, request_digest, created_at, started_at, ended_at FROM runs WHERE namespace_no = ? AND request_id = ?
+
+-- history_after --
+SELECT sequence, at, kind, step, attempt, body, hash FROM history WHERE run_no = ? AND sequence > ?
+ORDER BY sequence LIMIT ?
+
+-- steps_of_run --
+SELECT key, state, attempt, started_at, ended_at, wake_at FROM step_runs WHERE run_no = ?
+
+-- queued_commands --
+SELECT run_no, sequence FROM commands WHERE epoch = 0 ORDER BY run_no, sequence LIMIT ?
+
+-- claimed_commands --
+SELECT run_no, sequence, epoch FROM commands WHERE epoch > 0 ORDER BY run_no, sequence
+
+-- due_timers --
+SELECT run_no, sequence, due_at FROM timers ORDER BY due_at, run_no, sequence LIMIT ?
+
+-- runs_of_event --
+SELECT id FROM runs WHERE event_no = ? ORDER BY no LIMIT 1000
+
+-- open_runs_of_workflow --
+SELECT count(*) FROM (SELECT 1 FROM runs WHERE workflow_no = ? AND ended_at IS NULL LIMIT 1)
+
+-- count_commands --
+SELECT count(*) FROM commands WHERE epoch = 0
+
+-- count_timers --
+SELECT count(*) FROM timers
+
+-- count_open_runs --
+SELECT count(*) FROM runs WHERE ended_at IS NULL
