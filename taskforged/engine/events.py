@@ -185,7 +185,8 @@ def fact_from_history(event: HistoryEvent) -> Fact | None:
     if fact is None:
         return None
     body = event.body
-    return fact(**{name: body[name] for name, _ in _FIELDS[fact] if name in body})
+    found: Fact = fact(**{name: body[name] for name, _ in _FIELDS[fact] if name in body})
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,11 @@ def _attempt_lost(_: Run, step: StepRun, event: HistoryEvent) -> None:
     step.error = {"code": "lost", "message": event.body["reason"]}
 
 
+def _needs_decision(run: Run, step: StepRun, _: HistoryEvent) -> None:
+    run.commands.pop(step.command, None)  # it must never be executed again
+    step.command = 0
+
+
 def _retrying(run: Run, step: StepRun, event: HistoryEvent) -> None:
     run.commands.pop(step.command, None)
     step.command = 0
@@ -288,7 +293,7 @@ _STEP_CHANGES: Mapping[Kind, Callable[[Run, StepRun, HistoryEvent], None]] = {
     Kind.STEP_ATTEMPT_CANCELLED: _nothing,
     Kind.STEP_RETRYING: _retrying,
     Kind.STEP_WAITING: _waiting,
-    Kind.STEP_NEEDS_DECISION: _nothing,
+    Kind.STEP_NEEDS_DECISION: _needs_decision,
     Kind.STEP_RESOLVED: _nothing,
     Kind.STEP_BRANCHED: _branched,
     Kind.STEP_SUCCEEDED: _completed,
