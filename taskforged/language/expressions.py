@@ -56,7 +56,7 @@ LOOPS_MAX = 8
 RESULT_SIZE_MAX = 4 * 1024 * 1024
 """Largest value, in characters plus 16 for each value."""
 
-SECRET_RULE = "a secret may only be written as ${{ secrets.NAME }}, in headers, query, json, form or text of http"
+SECRET_RULE = "a secret may only be written as ${{ secrets.NAME }}, in headers, query, json, form or text of http"  # noqa: S105 - a message
 """What is said wherever a secret is used in another way."""
 
 _NODE_SIZE = 16

@@ -20,11 +20,11 @@ from typing import TypeAlias
 from taskforged.engine.model import Expression, ExpressionError, Json, Scope
 from taskforged.errors import Violation
 from taskforged.language.expressions import SECRET_RULE, SOURCE_SIZE_MAX, Compiler, Names, Static, kind_of
-from taskforged.language.loader import MappingNode, Node, ScalarNode, SequenceNode
+from taskforged.language.loader import Node, ScalarNode, SequenceNode
 from taskforged.language.origin import Origin
 from taskforged.language.paths import join
 
-__all__ = ["SECRET_NAME", "MapTree", "Templates", "as_text"]
+__all__ = ["SECRET_NAME", "AsText", "MapTree", "Templates", "as_text"]
 
 SECRET_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z", re.ASCII)
 """What a secret may be called."""
@@ -58,6 +58,10 @@ class _UnclosedError(Exception):
     def __init__(self, offset: int) -> None:
         super().__init__()
         self.offset = offset
+
+
+_FAULTY = Static("")
+"""Stands in for what does not compile, so that the rest can be checked, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +174,20 @@ class Templates:
     def text(self, node: ScalarNode, path: str, names: Names, *, secrets: bool = False) -> Expression:
         """Compile a text. What is exactly one `${{ … }}` becomes text, too."""
         if not isinstance(node.value, str):
-            return Static(as_text(node.value))
+            return self._static_text(Static(node.value), node, path)
         inner = self._scalar(node, path, names, secrets=secrets)
-        if isinstance(inner, (Static, _Text, _Concat, _SecretRef)):
+        if isinstance(inner, Static):
+            return self._static_text(inner, node, path)
+        if isinstance(inner, (_Text, _Concat, _SecretRef)):
             return inner
         return AsText(inner, node.text.strip(), Origin(path, node, self.document).position())
+
+    def _static_text(self, value: Static, node: ScalarNode, path: str) -> Expression:
+        try:
+            return Static(as_text(value.value))
+        except ValueError as error:
+            self._problem(node, path, 0, str(error))
+            return _FAULTY
 
     def condition(self, node: ScalarNode, path: str, names: Names) -> Expression | None:
         """Compile bare CEL that must be true or false; one `${{ }}` around it is accepted."""
@@ -225,7 +238,7 @@ class Templates:
             return self._secret(secret, origin, allowed=secrets)
         compiled = self.compiler.compile(part.source, origin, names)
         if compiled is None:
-            return Static(None)  # stands in for what is faulty, so that the rest can be checked, too
+            return _FAULTY
         return _Guarded(compiled, part.source.strip(), origin.position()) if secrets else compiled
 
     def _secret(self, found: re.Match[str], origin: Origin, *, allowed: bool) -> Expression:
@@ -272,19 +285,19 @@ def as_text(value: Json) -> str:
 
 def _split(text: str) -> Iterator[_Part]:
     """Yield the pieces of a text. One line break after the last `}}` does not count: block scalars end with it."""
-    at = 0
-    literal = ""
+    at, literal = 0, ""
     text_end = len(text) - 1 if text.endswith("}}\n") else len(text)
-    for opening in iter(lambda: _OPENING.search(text, at), None):
+    while opening := _OPENING.search(text, at):
         literal += text[at : opening.start()]
+        at = opening.end()
         if opening[0].startswith("$$"):
-            literal, at = literal + "${{", opening.end()
+            literal += "${{"
             continue
         if literal:
             yield literal
-        end = _closing(text, opening.end())
-        yield _Inserted(text[opening.end() : end], opening.end())
-        literal, at = "", end + 2
+        literal, end = "", _closing(text, at)
+        yield _Inserted(text[at:end], at)
+        at = end + 2
         if at == text_end and opening.start() == 0:
             return
     if literal + text[at:]:
