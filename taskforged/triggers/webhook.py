@@ -1,0 +1,485 @@
+"""The HTTP door: receives webhooks and hands them to the inbox. It knows nothing of workflows.
+
+aiohttp's server has no limit for silent, half-open or slow connections worth the name: its only timeout is that of
+idle connections, and by default that is an hour. What is added here, and where:
+
+===========================  ==================================================================================
+no or half a first request   `_Connection` aborts after `Limits.header_s`
+idle, or half a later one    aiohttp's own keep-alive timer, set to `Limits.idle_s`
+slow or endless body         `_read_slowly`: `Limits.body_s` in all, `Limits.body_bytes_max`, then 408 or 413
+a peer that does not read    `_Connection` aborts when writing was blocked for `Limits.write_s`, or when a closed
+                             connection could not flush what it had for `_LINGER_S`
+too many connections         `_Gate`: 503 and close, before anything is parsed
+===========================  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+from urllib.parse import unquote
+
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+
+from taskforged.control.delivery import Delivery, Inbox
+from taskforged.errors import ResourceExhaustedError, UnavailableError
+
+__all__ = ["Limits", "WebhookListener"]
+
+_log = structlog.get_logger(__name__)
+
+_LINGER_S = 2.0
+"""How long a connection that is over may take to deliver its last answer and to discard what still comes in."""
+
+_BACKLOG = 1024
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nServer: taskforge\r\nConnection: close\r\nRetry-After: 1\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 70\r\n\r\n"
+    b'{"error":{"code":"unavailable","message":"too many connections open"}}'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer may ask for.
+
+    Attributes:
+        body_bytes_max: size of a body; more is answered 413. GitHub sends up to 25 MB, but only for huge pushes.
+        header_s: from the connection to the end of the first request's header.
+        idle_s: from the end of one request to the end of the next one's header.
+        body_s: from the end of the header to the end of the body; then 408.
+        write_s: how long a peer may refuse to take its answer.
+        connections_max: open at once; one more is answered 503.
+        connections_per_peer_max: the same for one address. None is no limit: behind a reverse proxy all peers are one.
+        buffer_bytes_max: all bodies together that are still arriving; beyond it they are answered 503.
+    """
+
+    body_bytes_max: int = 1 << 20
+    header_s: float = 5.0
+    idle_s: float = 15.0
+    body_s: float = 10.0
+    write_s: float = 10.0
+    connections_max: int = 1024
+    connections_per_peer_max: int | None = None
+    buffer_bytes_max: int = 64 << 20
+
+
+class _Gate:
+    """Counts open connections, those that were refused included."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._open = 0
+        self._by_peer: Counter[str] = Counter()
+
+    def enter(self, peer: str) -> bool:
+        """Count a connection; answer whether it may be served."""
+        self._open += 1
+        self._by_peer[peer] += 1
+        per_peer = self.limits.connections_per_peer_max
+        return self._open <= self.limits.connections_max and (per_peer is None or self._by_peer[peer] <= per_peer)
+
+    def leave(self, peer: str) -> None:
+        """Forget a connection."""
+        self._open -= 1
+        self._by_peer[peer] -= 1
+        if not self._by_peer[peer]:
+            del self._by_peer[peer]
+
+    @property
+    def is_flooded(self) -> bool:
+        """Even answering 503 costs too much now."""
+        return self._open > 2 * self.limits.connections_max
+
+
+class _Connection(RequestHandler):
+    """aiohttp's connection, with an end in every state that a peer can hold it in."""
+
+    __slots__ = ("_blocked", "_deadline", "_gate", "_peer", "_wire")
+
+    def __init__(self, manager: web.Server, gate: _Gate, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._gate = gate
+        self._peer = ""
+        self._wire: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._blocked: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the connection, or answer 503 without parsing anything."""
+        self._wire = cast(asyncio.Transport, transport)
+        self._peer = _address(self._wire)
+        if not self._gate.enter(self._peer):
+            self._refuse(self._wire)
+            return
+        super().connection_made(transport)
+        self._deadline = self._loop.call_later(self._gate.limits.header_s, self._expire)
+
+    def _refuse(self, wire: asyncio.Transport) -> None:
+        self._force_close = True  # what comes in is discarded
+        if self._gate.is_flooded:
+            wire.abort()
+            return
+        # Closing at once, with the peer's request unread, would reset the connection and destroy the answer.
+        wire.write(_BUSY)
+        wire.write_eof()
+        self._deadline = self._loop.call_later(_LINGER_S, wire.abort)
+
+    def _expire(self) -> None:
+        if self._request_count == 0 and self._wire is not None:
+            self._wire.abort()
+
+    async def start(self) -> None:
+        """Serve requests until the connection is over; then see to it that it really closes."""
+        try:
+            await super().start()
+        finally:
+            if self._wire is not None:
+                self._cancel(self._deadline)
+                self._deadline = self._loop.call_later(_LINGER_S, self._wire.abort)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of everything."""
+        self._cancel(self._deadline)
+        self._cancel(self._blocked)
+        self._wire = None
+        self._gate.leave(self._peer)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give a peer that does not read its answers a limited time."""
+        super().pause_writing()
+        if self._wire is not None:
+            self._blocked = self._loop.call_later(self._gate.limits.write_s, self._wire.abort)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        super().resume_writing()
+        self._cancel(self._blocked)
+
+    @staticmethod
+    def _cancel(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being received or answered."""
+        if self._waiter is not None and not self._waiter.done():
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  aiohttp's text quotes what the peer sent
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP (400), and an error of ours (500), without any detail."""
+        if status >= 500:
+            _log.error("http request failed", remote=self._peer, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun, there cannot be another one")
+        return _error(status, "internal" if status >= 500 else "bad_request", close=True)
+
+
+class _Server(web.Server):
+    """aiohttp's server, making guarded connections."""
+
+    def __init__(self, handler: Callable[[web.BaseRequest], Any], limits: Limits) -> None:
+        super().__init__(
+            handler,
+            handler_cancellation=False,  # a delivery that was received is kept, also when its sender does not wait
+            access_log=None,
+            keepalive_timeout=limits.idle_s,
+            lingering_time=_LINGER_S,
+            auto_decompress=False,
+            max_headers=100,
+            read_bufsize=1 << 16,
+        )
+        self._gate = _Gate(limits)
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, self._gate, loop=self._loop, **self._kwargs)
+
+    def close_idle(self) -> None:
+        """Close the connections on which nothing is under way."""
+        for connection in self.connections:
+            cast(_Connection, connection).close_if_idle()
+
+
+class _RefusedError(Exception):
+    """A delivery that is answered here and only shown to the inbox."""
+
+    def __init__(self, status: int, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.code = code
+        self.reason = reason
+
+
+class WebhookListener:
+    """Listens for `POST /hooks/<namespace>/<path>`, `GET /healthz` and `GET /readyz`.
+
+    Args:
+        inbox: keeps the deliveries.
+        host: address to listen on.
+        port: 0 picks a free one.
+        sock: a listening socket to adopt in place of `host` and `port`, for example from systemd.
+        ready: whether the daemon takes work, for `/readyz`.
+        limits: what a peer may ask for.
+    """
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        sock: socket.socket | None = None,
+        ready: Callable[[], bool] = lambda: True,
+        limits: Limits | None = None,
+    ) -> None:
+        self._inbox = inbox
+        self._host, self._port, self._sock = host, port, sock
+        self._ready = ready
+        self._limits = Limits() if limits is None else limits
+        self._server: _Server | None = None
+        self._listening: asyncio.Server | None = None
+        self._active: set[asyncio.Task[Any]] = set()
+        self._buffered = 0
+        self._stopping = False
+        self._base_url = ""
+
+    @property
+    def base_url(self) -> str:
+        """Where it listens, for example `http://127.0.0.1:7421`; empty before `start`."""
+        return self._base_url
+
+    async def start(self) -> None:
+        """Listen. Returns when connections are accepted; does nothing when they are already.
+
+        Raises:
+            OSError: the address is taken or may not be used.
+        """
+        if self._server is not None:
+            return
+        server = _Server(self._answer, self._limits)
+        self._listening = await self._listen(server)
+        self._server, self._stopping = server, False
+        self._base_url = _url(self._listening.sockets[0].getsockname())
+
+    async def _listen(self, server: _Server) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if self._sock is not None:
+            return await loop.create_server(server, sock=self._sock, backlog=_BACKLOG)
+        return await loop.create_server(server, self._host, self._port, backlog=_BACKLOG)
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop listening, answer what is under way within `grace_s` seconds, then cut the rest. Idempotent.
+
+        What was cut has not been acknowledged, so its sender delivers it again.
+        """
+        server, listening = self._server, self._listening
+        if server is None or listening is None:
+            return
+        self._server, self._listening, self._stopping = None, None, True
+        listening.close()
+        server.close_idle()
+        await self._finish_active(grace_s)
+        await server.shutdown(_LINGER_S)
+
+    async def _finish_active(self, grace_s: float) -> None:
+        if self._active:
+            await asyncio.wait(self._active, timeout=grace_s)
+        for task in self._active:
+            task.cancel()
+        if self._active:
+            _log.warning("webhooks cut at the end of the grace time", count=len(self._active))
+            await asyncio.wait(self._active)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._active.add(task)
+        task.add_done_callback(self._active.discard)
+        if self._is_stopping():
+            return _error(503, "unavailable", retry_after_s=1, close=True)
+        response = await self._route(request)
+        if self._is_stopping():
+            response.force_close()
+        return response
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
+    async def _route(self, request: web.BaseRequest) -> web.Response:
+        path = request.rel_url.raw_path
+        parts = path.split("/", 3)
+        if len(parts) == 4 and parts[1] == "hooks" and parts[2]:
+            return await self._receive(request, parts[2], parts[3])
+        if path not in {"/healthz", "/readyz"}:
+            return _error(404, "not_found")
+        if request.method not in {"GET", "HEAD"}:
+            return _error(405, "method_not_allowed", {"Allow": "GET, HEAD"})
+        if path == "/healthz" or self._ready():
+            return _json(200, {"status": "ok"})
+        return _json(503, {"status": "not ready"})
+
+    async def _receive(self, request: web.BaseRequest, namespace: str, path: str) -> web.Response:
+        if request.method != "POST":
+            return _error(405, "method_not_allowed", {"Allow": "POST"})
+        namespace, path = unquote(namespace), unquote(path)
+        if not (namespace + path).isprintable():
+            return _error(404, "not_found")
+        try:
+            body = await self._body(request)
+        except _RefusedError as refused:
+            await self._reject(_delivery(request, namespace, path, b""), refused.reason)
+            return _error(refused.status, refused.code, close=refused.status == 408)
+        except UnavailableError:
+            return _error(503, "unavailable", retry_after_s=1, close=True)
+        except (RequestPayloadError, ConnectionError):
+            return _error(400, "bad_request", close=True)  # not chunked as it says, or gone
+        return await self._hand_over(_delivery(request, namespace, path, body))
+
+    async def _body(self, request: web.BaseRequest) -> bytes:
+        length_max = self._limits.body_bytes_max
+        encoding = request.headers.get("Content-Encoding")
+        if encoding and encoding.strip().lower() != "identity":
+            raise _RefusedError(415, "unsupported_encoding", f"the body is encoded as {_clean(encoding)[:40]}")
+        if (request.content_length or 0) > length_max:
+            raise _too_large(length_max)
+        if "Expect" in request.headers:
+            await _expect(request)
+        # Most bodies came in one piece with their header: neither a timer nor a copy for those.
+        body = request.content.read_nowait() if request.content.is_eof() else await self._read_slowly(request)
+        self._check_size(len(body))
+        return body
+
+    async def _read_slowly(self, request: web.BaseRequest) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while chunk := await request.content.readany():
+                    body += chunk
+                    self._buffered += len(chunk)
+                    self._check_size(len(body))
+        except TimeoutError:
+            reason = f"the body did not arrive within {self._limits.body_s:g} s"
+            raise _RefusedError(408, "timeout", reason) from None
+        finally:
+            self._buffered -= len(body)
+        return bytes(body)
+
+    def _check_size(self, length: int) -> None:
+        if length > self._limits.body_bytes_max:
+            raise _too_large(self._limits.body_bytes_max)
+        if self._buffered > self._limits.buffer_bytes_max:
+            raise UnavailableError("too many bodies are arriving at once")
+
+    async def _hand_over(self, delivery: Delivery) -> web.Response:
+        try:
+            receipt = await self._inbox.receive(delivery)
+        except ResourceExhaustedError as error:
+            return _error(429, "resource_exhausted", retry_after_s=error.retry_after_s or 1)
+        except UnavailableError:
+            return _error(503, "unavailable", retry_after_s=1)
+        except Exception:  # noqa: BLE001  the boundary of a request: the sender learns nothing, the log everything
+            _log.exception("webhook failed", namespace=delivery.namespace, path=delivery.path, remote=delivery.remote)
+            return _error(500, "internal")
+        return _json(receipt.status, receipt.body, receipt.headers)
+
+    async def _reject(self, delivery: Delivery, reason: str) -> None:
+        try:
+            await self._inbox.reject(delivery, reason)
+        except Exception:  # noqa: BLE001  the boundary of a request: a refusal that cannot be recorded is still a refusal
+            _log.exception("refused webhook not recorded", namespace=delivery.namespace, reason=reason)
+
+
+def _too_large(limit: int) -> _RefusedError:
+    return _RefusedError(413, "too_large", f"the body is larger than {limit:,} bytes")
+
+
+async def _expect(request: web.BaseRequest) -> None:
+    # curl sends this for bodies above a megabyte and then waits a second for the answer.
+    if request.headers["Expect"].lower() != "100-continue":
+        raise _RefusedError(417, "expectation_failed", "the sender expects something else than 100-continue")
+    if not request.content.is_eof():
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp does: the answer itself has not begun
+
+
+def _delivery(request: web.BaseRequest, namespace: str, path: str, body: bytes) -> Delivery:
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {_clean(value)}" if key in headers else _clean(value)
+    query = request.rel_url
+    return Delivery(
+        namespace=namespace,
+        path=path,
+        headers=headers,
+        query={_clean(name): _clean(value) for name, value in query.query.items()} if query.raw_query_string else {},
+        body=body,
+        content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+        remote=cast(_Connection, request.protocol)._peer,  # noqa: SLF001  both are of this module
+    )
+
+
+def _clean(text: str) -> str:
+    # aiohttp decodes headers with `surrogateescape`; half a character would later break JSON and SQLite.
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _address(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) and name else ""
+
+
+def _url(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+_MESSAGES = {
+    "bad_request": "this is not a valid HTTP request",
+    "expectation_failed": "this expectation cannot be met",
+    "internal": "something went wrong here; the log has the details",
+    "method_not_allowed": "this method is not allowed here",
+    "not_found": "there is nothing here",
+    "resource_exhausted": "too many deliveries; come back later",
+    "timeout": "the body did not arrive in time",
+    "too_large": "the body is too large",
+    "unavailable": "not possible right now; come back later",
+    "unsupported_encoding": "send the body without Content-Encoding",
+}
+
+
+def _error(
+    status: int,
+    code: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    retry_after_s: float | None = None,
+    close: bool = False,
+) -> web.Response:
+    extra = dict(headers or {})
+    if retry_after_s is not None:
+        extra["Retry-After"] = str(math.ceil(retry_after_s))
+    response = _json(status, {"error": {"code": code, "message": _MESSAGES[code]}}, extra)
+    if close:
+        response.force_close()
+    return response
+
+
+def _json(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> web.Response:
+    # `Server` is set so that aiohttp does not add its version and Python's.
+    fixed = {"Server": "taskforge", "Content-Type": "application/json"}
+    return web.Response(status=status, body=orjson.dumps(body), headers={**fixed, **headers} if headers else fixed)
