@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from taskforged.language.loader import Position, ScalarNode
+from taskforged.language.loader import ScalarNode
 
 __all__ = ["Origin"]
 
@@ -36,8 +36,7 @@ class Origin:
     def at(self, offset: int = 0) -> tuple[int, int]:
         """Answer line and column of a character of the expression; of the scalar when that cannot be known."""
         start = self.node.start
-        # `index` of the scanner does not count a byte order mark and CRLF as Python does: trust it only if it fits.
-        index = _locate(self.document, start, self.node, self.offset + offset)
+        index = _locate(self.document, self.node, self.offset + offset)
         if index is None:
             return start.line, start.column
         between = self.document[start.index : index]
@@ -51,22 +50,32 @@ class Origin:
         return f"{self.path} (line {line}, column {column})"
 
 
-def _locate(document: str, start: Position, node: ScalarNode, offset: int) -> int | None:
+def _locate(document: str, node: ScalarNode, offset: int) -> int | None:
     """Answer the index in the document of `node.text[offset]`, by walking along both; None when they part."""
-    index, quote = _content_start(document, start.index)
+    at, index, quote = _nearest(document, node, offset)
     text = node.text
-    at = 0
     while at < offset:
         if text[at].isspace():
             at, index = _after_spaces(text, at), _after_spaces(document, index)
-            if at > offset:  # the place itself is white space
-                return index
             continue
         width = _width(document, index, text[at], quote)
         if width == 0:
             return None
         at, index = at + 1, index + width
     return index
+
+
+def _nearest(document: str, node: ScalarNode, offset: int) -> tuple[int, int, str]:
+    """Answer where to begin to walk: the last `${{` before the place, as no escape can hide it, or the content."""
+    index, quote = _content_start(document, node.start.index)
+    opened = node.text.count("${{", 0, offset)
+    if opened == 0 or node.text.count("${{") != document.count("${{", index, node.end.index):
+        return 0, index, quote
+    at = -1
+    index -= 1
+    for _ in range(opened):
+        at, index = node.text.index("${{", at + 1), document.index("${{", index + 1)
+    return at, index, quote
 
 
 def _content_start(document: str, index: int) -> tuple[int, str]:

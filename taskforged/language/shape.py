@@ -279,11 +279,12 @@ class MapOf:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A key of a `Shape`. `about` is one sentence for editors."""
+    """A key of a `Shape`. `about` is one sentence for editors; `missing` says more than "is missing" when it is."""
 
     reader: Reader
     about: str
     required: bool = False
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +332,7 @@ class Shape:
                 context.problem(key_node, join(path, key), f"unknown key {key!r}{did_you_mean(key, self.fields)}")
         for key, one in self.fields.items():
             if one.required and key not in node.entries:
-                context.problem(node, path, f"{key!r} is missing")
+                context.problem(node, path, one.missing or f"{key!r} is missing")
         self._check_choices(node, path, context)
 
     def _check_choices(self, node: MappingNode, path: str, context: Context) -> None:

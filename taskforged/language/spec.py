@@ -66,26 +66,8 @@ KINDS = ("http", "transform", "switch", "sleep", "fail")
 TRIGGER_ROOTS = frozenset({"event", "vars"})
 RUN_ROOTS = frozenset({"event", "input", "run", "vars", "workflow"})
 
-_STEP_LATER = frozenset(
-    {
-        "compensate",
-        "concurrency",
-        "effect",
-        "event",
-        "for_each",
-        "max_parallel",
-        "needs",
-        "on_cancel",
-        "priority",
-        "queue",
-        "shell",
-        "steps",
-        "task",
-        "wait",
-        "workflow",
-    }
-)
 _TOP_LATER = frozenset({"compensate", "concurrency", "max_parallel", "on_cancel", "priority", "queue"})
+_STEP_LATER = _TOP_LATER | {"effect", "event", "for_each", "needs", "shell", "steps", "task", "wait", "workflow"}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _TOKEN = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}$"  # noqa: S105 - RFC 9110's name for a word
 _CLASS = re.compile(r"([1-5])xx\Z", re.ASCII)
@@ -161,19 +143,23 @@ def _build_http(values: dict[str, Any], node: MappingNode, path: str, context: C
     for name in values.get("headers", {}):
         if names.count(name.lower()) > 1:
             context.problem(node, join(join(path, "headers"), name), f"the header {name!r} is given twice")
-    config: list[tuple[str, Expression]] = [
-        ("method", Static(values.get("method", "GET"))),
-        ("url", values["url"]),
-        ("query", MapTree(tuple(values.get("query", {}).items()))),
-        ("headers", MapTree(tuple(values.get("headers", {}).items()))),
-        ("accept", Static(values.get("accept", [[200, 299]]))),
-        ("max_redirects", Static(values.get("follow_redirects", 0))),
-        ("max_response_bytes", Static(values.get("max_response_bytes", 1 << 20))),
-    ]
-    for body in ("json", "form", "text"):
-        if body in values:
-            config.append((body, MapTree(tuple(values[body].items())) if body == "form" else values[body]))
-    return ActivitySpec("http", MapTree(tuple(config)))
+    config: dict[str, Expression] = {
+        "method": Static(values.get("method", "GET")),
+        "url": values["url"],
+        "query": _map_tree(values.get("query", {})),
+        "headers": _map_tree(values.get("headers", {})),
+        "accept": Static(values.get("accept", [[200, 299]])),
+        "max_redirects": Static(values.get("follow_redirects", 0)),
+        "max_response_bytes": Static(values.get("max_response_bytes", 1 << 20)),
+    }
+    config |= {body: values[body] for body in ("json", "text") if body in values}
+    if "form" in values:
+        config["form"] = _map_tree(values["form"])
+    return ActivitySpec("http", _map_tree(config))
+
+
+def _map_tree(entries: dict[str, Expression]) -> MapTree:
+    return MapTree(tuple(entries.items()))
 
 
 _PARAMETERS = MapOf(Template(secrets=True), r"^[\s\S]{1,200}$", "a name of 1 to 200 characters")
@@ -219,7 +205,7 @@ def _seconds(value: Json) -> float:
     if isinstance(value, str):
         return parse_duration(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"must be seconds or a duration, is {kind_of(value)}")
+        raise ValueError(f"must be seconds or a duration, is {kind_of(value)}")  # noqa: TRY004 - a value, not an argument
     if not (math.isfinite(value) and 0 <= value <= DURATION_MAX_S):
         raise ValueError(f"must be from 0 to {DURATION_MAX_S:g} seconds, is {value}")
     return float(value)
@@ -314,14 +300,15 @@ class _Switch:
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
+_STEP_ID_TEXT = Text(STEP_ID, "an id: a-z, then a-z, 0-9 and _, at most 63")
+
+
 @dataclass(frozen=True, slots=True)
 class _StepId:
     """The id of a step, unique in the whole definition."""
 
-    text: Text = Text(STEP_ID, "an id: a-z, then a-z, 0-9 and _, at most 63")
-
     def read(self, node: Node, path: str, context: Context) -> str | None:
-        found = self.text.read(node, path, context)
+        found = _STEP_ID_TEXT.read(node, path, context)
         if found is None:
             return None
         if found in context.seen:
@@ -331,7 +318,7 @@ class _StepId:
         return found
 
     def schema(self, defs: dict[str, Schema]) -> Schema:
-        return self.text.schema(defs)
+        return _STEP_ID_TEXT.schema(defs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -523,10 +510,7 @@ class _Hook:
     delivery_header: str
 
 
-def _build_webhook(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> _Hook | None:
-    if "verify" not in values:
-        context.problem(node, path, _VERIFY_HINT)
-        return None
+def _build_webhook(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> _Hook:
     verify: Verify = values["verify"]
     default = "x-github-delivery" if verify.scheme == "github" else ""
     return _Hook(values["path"], verify, values.get("delivery_header", default).lower())
@@ -541,7 +525,7 @@ WEBHOOK = Shape(
     "webhook",
     {
         "path": Field(_HOOK_PATH, "Below /hooks/<namespace>/.", required=True),
-        "verify": Field(VERIFY, "How the sender is proved. Required; `none` must be written."),
+        "verify": Field(VERIFY, "How the sender is proved, or `none`.", required=True, missing=_VERIFY_HINT),
         "delivery_header": Field(Text(_TOKEN, "a header name"), "Header with the sender's id of the delivery."),
     },
     _build_webhook,
@@ -595,15 +579,16 @@ TRIGGER = Shape(
 )
 
 
+_TRIGGERS = MapOf(TRIGGER, r"^[a-z][a-z0-9_-]{0,62}$", "a trigger id: a-z, then a-z, 0-9, _ and -, at most 63")
+
+
 @dataclass(frozen=True, slots=True)
 class _Triggers:
     """Triggers by id. The id `manual` belongs to the trigger that every workflow has."""
 
-    entries: MapOf = MapOf(TRIGGER, r"^[a-z][a-z0-9_-]{0,62}$", "a trigger id: a-z, then a-z, 0-9, _ and -, at most 63")
-
     def read(self, node: Node, path: str, context: Context) -> dict[str, Trigger]:
         roots, context.roots = context.roots, TRIGGER_ROOTS
-        found = self.entries.read(node, path, context)
+        found = _TRIGGERS.read(node, path, context)
         context.roots = roots
         triggers = {key: dataclasses.replace(one, id=key) for key, one in found.items() if one is not None}
         if isinstance(triggers.get("manual"), WebhookTrigger):
@@ -624,7 +609,7 @@ class _Triggers:
                 context.problem(at, join(path, key), message)
 
     def schema(self, defs: dict[str, Schema]) -> Schema:
-        return self.entries.schema(defs)
+        return _TRIGGERS.schema(defs)
 
 
 # --- the top level ---------------------------------------------------------------------------------------------------

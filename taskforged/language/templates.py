@@ -182,11 +182,11 @@ class Templates:
             return inner
         return AsText(inner, node.text.strip(), Origin(path, node, self.document).position())
 
-    def _static_text(self, value: Static, node: ScalarNode, path: str) -> Expression:
+    def _static_text(self, value: Static, node: ScalarNode, path: str, offset: int = 0) -> Expression:
         try:
             return Static(as_text(value.value))
         except ValueError as error:
-            self._problem(node, path, 0, str(error))
+            self._problem(node, path, offset, str(error))
             return _FAULTY
 
     def condition(self, node: ScalarNode, path: str, names: Names) -> Expression | None:
@@ -229,6 +229,8 @@ class Templates:
         return _combine_text(compiled)
 
     def _as_text(self, value: Expression, part: _Inserted, node: ScalarNode, path: str) -> Expression:
+        if isinstance(value, Static):
+            return self._static_text(value, node, path, part.offset)
         return AsText(value, part.source.strip(), Origin(path, node, self.document, part.offset).position())
 
     def _inserted(self, part: _Inserted, node: ScalarNode, path: str, names: Names, *, secrets: bool) -> Expression:
