@@ -8,7 +8,7 @@ no or half a first request   `_Connection` aborts after `Limits.header_s`
 idle, or half a later one    aiohttp's own keep-alive timer, set to `Limits.idle_s`
 slow or endless body         `_read_slowly`: `Limits.body_s` in all, `Limits.body_bytes_max`, then 408 or 413
 a peer that does not read    `_Connection` aborts when writing was blocked for `Limits.write_s`, or when a closed
-                             connection could not flush what it had for `_LINGER_S`
+                             connection could not flush what it had for `Limits.linger_s`
 too many connections         `_Gate`: 503 and close, before anything is parsed
 ===========================  ==================================================================================
 """
@@ -36,9 +36,6 @@ __all__ = ["Limits", "WebhookListener"]
 
 _log = structlog.get_logger(__name__)
 
-_LINGER_S = 2.0
-"""How long a connection that is over may take to deliver its last answer and to discard what still comes in."""
-
 _BACKLOG = 1024
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nServer: taskforge\r\nConnection: close\r\nRetry-After: 1\r\n"
@@ -57,6 +54,7 @@ class Limits:
         idle_s: from the end of one request to the end of the next one's header.
         body_s: from the end of the header to the end of the body; then 408.
         write_s: how long a peer may refuse to take its answer.
+        linger_s: how long a connection that is over may take to deliver its last answer; what comes in is discarded.
         connections_max: open at once; one more is answered 503.
         connections_per_peer_max: the same for one address. None is no limit: behind a reverse proxy all peers are one.
         buffer_bytes_max: all bodies together that are still arriving; beyond it they are answered 503.
@@ -67,6 +65,7 @@ class Limits:
     idle_s: float = 15.0
     body_s: float = 10.0
     write_s: float = 10.0
+    linger_s: float = 2.0
     connections_max: int = 1024
     connections_per_peer_max: int | None = None
     buffer_bytes_max: int = 64 << 20
@@ -131,7 +130,7 @@ class _Connection(RequestHandler):
         # Closing at once, with the peer's request unread, would reset the connection and destroy the answer.
         wire.write(_BUSY)
         wire.write_eof()
-        self._deadline = self._loop.call_later(_LINGER_S, wire.abort)
+        self._deadline = self._loop.call_later(self._gate.limits.linger_s, wire.abort)
 
     def _expire(self) -> None:
         if self._request_count == 0 and self._wire is not None:
@@ -144,7 +143,7 @@ class _Connection(RequestHandler):
         finally:
             if self._wire is not None:
                 self._cancel(self._deadline)
-                self._deadline = self._loop.call_later(_LINGER_S, self._wire.abort)
+                self._deadline = self._loop.call_later(self._gate.limits.linger_s, self._wire.abort)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of everything."""
@@ -199,7 +198,7 @@ class _Server(web.Server):
             handler_cancellation=False,  # a delivery that was received is kept, also when its sender does not wait
             access_log=None,
             keepalive_timeout=limits.idle_s,
-            lingering_time=_LINGER_S,
+            lingering_time=limits.linger_s,
             auto_decompress=False,
             max_headers=100,
             read_bufsize=1 << 16,
@@ -294,7 +293,7 @@ class WebhookListener:
         listening.close()
         server.close_idle()
         await self._finish_active(grace_s)
-        await server.shutdown(_LINGER_S)
+        await server.shutdown(self._limits.linger_s)
 
     async def _finish_active(self, grace_s: float) -> None:
         if self._active:
