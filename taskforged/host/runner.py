@@ -177,7 +177,7 @@ class Runner:
     # --- doors -------------------------------------------------------------------------------------------------------
 
     def prepare(self, model: WorkflowModel, new: NewRun, facts: Sequence[Fact], event: Any = None) -> PreparedRun:
-        """Decide a new run. The caller puts `change` into a write, then calls `started` or `abandoned`.
+        """Decide a new run. `create` writes it.
 
         Args:
             model: the definition.
@@ -193,12 +193,26 @@ class Runner:
         step = self._advance(entry)
         return PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
 
-    def started(self, prepared: PreparedRun) -> None:
-        """The prepared run is on disk: carry on with it."""
-        self._committed(prepared.entry, prepared.step, prepared.change.head_hash)
+    async def create(self, prepared: Sequence[PreparedRun], function: Callable[[Any], T] | None = None) -> T | None:
+        """Write prepared runs in one transaction, `function` before them; answers its result.
 
-    def abandoned(self, prepared: PreparedRun) -> None:
-        """The prepared run could not be written: it never was."""
+        The runs go on as soon as they are on disk, also when the caller has been cancelled meanwhile. When they cannot
+        be written, they never were.
+        """
+        write: Write[T] = Write(changes=[one.change for one in prepared], function=function)
+        future = self._store.journal.submit(write)
+        future.add_done_callback(lambda done: self._created(prepared, done))
+        return await asyncio.shield(future)
+
+    def _created(self, prepared: Sequence[PreparedRun], done: asyncio.Future[Any]) -> None:
+        written = done.exception() is None
+        for one in prepared:
+            if written:
+                self._committed(one.entry, one.step, one.change.head_hash)
+            else:
+                self._abandon(one)
+
+    def _abandon(self, prepared: PreparedRun) -> None:
         for seq in prepared.step.claims:
             self.dispatcher.release((prepared.no, seq))
         del self._entries[prepared.no]
@@ -216,9 +230,9 @@ class Runner:
         await receipt
 
     async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
-        """Wait until a run that was prepared here has ended, at most `timeout_s`; None when it has not.
+        """Wait until a run that was created here has ended, at most `timeout_s`; None when it has not.
 
-        Call it in the same breath as `started`, so that the end cannot slip by.
+        Call it without an await after `create`, so that the end cannot slip by.
         """
         if prepared.entry.run.ended_at:
             return prepared.entry.run
@@ -448,8 +462,9 @@ class Runner:
         task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, done))
 
     def _attempt_ended(self, entry: _Entry, seq: int, key: str, done: asyncio.Task[Outcome]) -> None:
-        """Report how an attempt ended. A callback and not code around it: a task cancelled before its first step
-        never gets to its own `except`.
+        """Report how an attempt ended.
+
+        A callback and not code around it: a task cancelled before its first step never gets to its own `except`.
         """
         entry.attempts.pop(seq, None)
         fact: Fact

@@ -122,7 +122,7 @@ class EventStore:
         """Answer the ids of the runs that an event started, at most 1,000."""
         return [row[0] for row in await self._store.rows("runs_of_event", no)]
 
-    async def list(self, wanted: EventFilter, limit: int) -> list[EventRow]:
+    async def page(self, wanted: EventFilter, limit: int) -> list[EventRow]:
         """Answer up to `limit` events, newest first, without headers, query and body."""
         sql, parameters = _list_query(wanted, limit)
         return [EventRow(*row) for row in await self._store.read(lambda c: c.execute(sql, parameters).fetchall())]

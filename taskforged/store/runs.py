@@ -86,7 +86,7 @@ class RunStore:
         """Answer up to `limit` events after sequence `after`."""
         return [history_from_row(row) for row in await self._store.rows("history_after", no, after, limit)]
 
-    async def list(self, wanted: RunFilter, limit: int) -> list[RunRow]:
+    async def page(self, wanted: RunFilter, limit: int) -> list[RunRow]:
         """Answer up to `limit` runs, newest first."""
         sql, parameters = _list_query(wanted, limit)
         return [RunRow(*row) for row in await self._store.read(lambda c: c.execute(sql, parameters).fetchall())]

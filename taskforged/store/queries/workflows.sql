@@ -56,3 +56,6 @@ SELECT no, name FROM namespaces
 
 -- next_workflow_no --
 SELECT coalesce(max(no), 0) + 1 FROM workflows
+
+-- all_workflows --
+SELECT no, id, namespace_no, name, active, latest, created_at, updated_at FROM workflows WHERE deleted_at IS NULL

@@ -1,0 +1,293 @@
+"""Definitions: apply, validate, show; and the routing table of webhooks.
+
+What is live (name, newest version, active flag, webhook paths) is held in memory and changed only after the commit
+that changes it, so that starting a run needs no query. Compiled definitions are cached by version, which never changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from taskforged.clock import Clock, new_id
+from taskforged.engine.model import WorkflowModel
+from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
+from taskforged.language import compile_definition
+from taskforged.language.definition import Definition, WebhookTrigger
+from taskforged.store.sql import QUERIES
+from taskforged.store.store import Store
+
+__all__ = ["Applied", "LiveWorkflow", "Route", "VersionRecord", "Workflows"]
+
+_COMPILED_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorkflow:
+    """A workflow that has not been deleted."""
+
+    no: int
+    id: str
+    namespace_no: int
+    name: str
+    active: bool
+    latest: int
+    created_at: int
+    updated_at: int
+
+
+class VersionRecord(NamedTuple):
+    """A stored version."""
+
+    workflow_no: int
+    number: int
+    content_hash: str
+    source: str
+    profile: str
+    created_at: int
+    created_by: str
+
+
+class Route(NamedTuple):
+    """A webhook trigger that listens on a path."""
+
+    workflow: LiveWorkflow
+    trigger_id: str
+
+
+class Applied(NamedTuple):
+    """What became of a definition."""
+
+    workflow: LiveWorkflow
+    version: VersionRecord
+    changed: bool
+
+
+class Workflows:
+    """The workflows of all namespaces."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._by_no: dict[int, LiveWorkflow] = {}
+        self._by_name: dict[tuple[int, str], LiveWorkflow] = {}
+        self._webhooks: dict[tuple[int, str], dict[tuple[int, str], None]] = {}
+        self._compiled: OrderedDict[tuple[int, int], Definition] = OrderedDict()
+        self._applying = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load what is live."""
+        for row in await self._store.rows("all_workflows"):
+            self._remember(
+                LiveWorkflow(*row[:4], active=bool(row[4]), latest=row[5], created_at=row[6], updated_at=row[7])
+            )
+        for namespace_no, path, workflow_no, trigger_id in await self._store.rows("all_webhooks"):
+            self._webhooks.setdefault((namespace_no, path), {})[workflow_no, trigger_id] = None
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def get(self, namespace_no: int, name: str) -> LiveWorkflow:
+        """Answer a workflow.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        found = self._by_name.get((namespace_no, name))
+        if found is None:
+            raise NotFoundError(
+                f"there is no workflow {name!r}; `taskforgectl workflow list` shows what there is",
+                metadata={"workflow": name},
+            )
+        return found
+
+    def name_of(self, workflow_no: int) -> str | None:
+        """Answer the name of a live workflow."""
+        found = self._by_no.get(workflow_no)
+        return None if found is None else found.name
+
+    async def stored_name(self, workflow_no: int) -> str:
+        """Answer the name of a workflow, deleted or not."""
+        live = self.name_of(workflow_no)
+        if live is not None:
+            return live
+        row = await self._store.row("workflow_by_no", workflow_no)
+        return "" if row is None else row[3]
+
+    def page(self, namespace_no: int, *, after: str, limit: int) -> Sequence[LiveWorkflow]:
+        """Answer up to `limit` workflows whose names sort behind `after`."""
+        names = sorted(name for no, name in self._by_name if no == namespace_no and name > after)
+        return [self._by_name[namespace_no, name] for name in names[:limit]]
+
+    async def version(self, workflow: LiveWorkflow, number: int) -> VersionRecord:
+        """Answer a version with its source; 0 means the newest.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        row = await self._store.row("version", workflow.no, number or workflow.latest)
+        if row is None:
+            raise NotFoundError(
+                f"workflow {workflow.name!r} has no version {number}; the newest is {workflow.latest}",
+                metadata={"workflow": workflow.name, "version": str(number)},
+            )
+        return VersionRecord(*row)
+
+    async def versions(self, workflow: LiveWorkflow, *, before: int, limit: int) -> Sequence[VersionRecord]:
+        """Answer up to `limit` versions below `before` (0: all), newest first, without sources."""
+        rows = await self._store.rows("list_versions", workflow.no, before or workflow.latest + 1, limit)
+        return [VersionRecord(*row) for row in rows]
+
+    def routes(self, namespace_no: int, path: str) -> list[Route]:
+        """Answer the triggers that listen on a webhook path, in a stable order."""
+        found = self._webhooks.get((namespace_no, path), {})
+        return [Route(self._by_no[no], trigger_id) for no, trigger_id in sorted(found) if no in self._by_no]
+
+    async def definition(self, workflow_no: int, number: int) -> Definition:
+        """Answer a compiled version.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        key = (workflow_no, number)
+        found = self._compiled.get(key)
+        if found is not None:
+            self._compiled.move_to_end(key)
+            return found
+        row = await self._store.row("version", *key)
+        if row is None:
+            raise NotFoundError(f"version {number} of workflow number {workflow_no} is not stored")
+        return self._keep_compiled(key, compile_definition(VersionRecord(*row).source))
+
+    async def model(self, workflow_no: int, version: int) -> WorkflowModel:
+        """Answer the model that a run of a version executes."""
+        return (await self.definition(workflow_no, version)).model
+
+    def _keep_compiled(self, key: tuple[int, int], definition: Definition) -> Definition:
+        self._compiled[key] = definition
+        if len(self._compiled) > _COMPILED_MAX:
+            self._compiled.popitem(last=False)
+        return definition
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def validate(self, source: str) -> tuple[str, Sequence[Violation]]:
+        """Answer the name and the problems of a definition; stores nothing."""
+        try:
+            return compile_definition(source).name, ()
+        except InvalidArgumentError as error:
+            return "", error.violations or (Violation("", error.message),)
+
+    async def apply(self, namespace_no: int, source: str, by: str) -> Applied:
+        """Store a definition as a new version, unless it equals the newest one.
+
+        Raises:
+            InvalidArgumentError: it is not valid; nothing is stored.
+        """
+        definition = compile_definition(source)
+        async with self._applying:  # so that two equal definitions at once make one version
+            known = self._by_name.get((namespace_no, definition.name))
+            if known is not None:
+                newest = await self.version(known, 0)
+                if newest.content_hash == definition.content_hash and newest.profile == definition.profile:
+                    return Applied(known, newest, changed=False)
+            return await asyncio.shield(self._store_version(namespace_no, known, definition, source, by))
+
+    async def _store_version(
+        self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, source: str, by: str
+    ) -> Applied:
+        now = self._clock.now()
+        workflow = self._next_workflow(namespace_no, known, definition.name, now)
+        version = VersionRecord(
+            workflow.no, workflow.latest, definition.content_hash, source, definition.profile, now, by
+        )
+        paths = _paths(definition)
+        await self._store.journal.execute(lambda c: _save_version(c, workflow, version, paths, is_new=known is None))
+        self._keep_compiled((workflow.no, workflow.latest), definition)
+        self._remember(workflow)
+        self._route(workflow, paths)
+        return Applied(workflow, version, changed=True)
+
+    def _next_workflow(self, namespace_no: int, known: LiveWorkflow | None, name: str, now: int) -> LiveWorkflow:
+        if known is not None:
+            return replace(known, latest=known.latest + 1, updated_at=now)
+        no = self._store.next_no("workflows")
+        return LiveWorkflow(
+            no, new_id("wf", now), namespace_no, name, active=True, latest=1, created_at=now, updated_at=now
+        )
+
+    async def set_active(self, workflow: LiveWorkflow, *, active: bool) -> LiveWorkflow:
+        """Switch a workflow's triggers on or off. Idempotent."""
+        if workflow.active == active:
+            return workflow
+        async with self._applying:
+            changed = replace(self._by_no[workflow.no], active=active, updated_at=self._clock.now())
+            row = (int(active), changed.updated_at, workflow.no)
+            await self._store.journal.execute(lambda c: c.execute(QUERIES["set_active"], row))
+            self._remember(changed)
+            self._route(changed, _paths(await self.definition(changed.no, changed.latest)))
+        return changed
+
+    async def delete(self, workflow: LiveWorkflow) -> None:
+        """Remove a workflow from what is live; its versions and runs stay.
+
+        Raises:
+            FailedPreconditionError: it has open runs.
+        """
+        async with self._applying:
+            now = self._clock.now()
+            await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now))
+            self._by_no.pop(workflow.no, None)
+            self._by_name.pop((workflow.namespace_no, workflow.name), None)
+            self._route(workflow, [])
+
+    def _remember(self, workflow: LiveWorkflow) -> None:
+        self._by_no[workflow.no] = workflow
+        self._by_name[workflow.namespace_no, workflow.name] = workflow
+
+    def _route(self, workflow: LiveWorkflow, paths: Sequence[tuple[str, str]]) -> None:
+        for listeners in self._webhooks.values():
+            for key in [key for key in listeners if key[0] == workflow.no]:
+                del listeners[key]
+        if workflow.active:
+            for path, trigger_id in paths:
+                self._webhooks.setdefault((workflow.namespace_no, path), {})[workflow.no, trigger_id] = None
+
+
+def _paths(definition: Definition) -> list[tuple[str, str]]:
+    return [(t.path, t.id) for t in definition.triggers.values() if isinstance(t, WebhookTrigger)]
+
+
+def _save_version(
+    connection: sqlite3.Connection,
+    workflow: LiveWorkflow,
+    version: VersionRecord,
+    paths: Sequence[tuple[str, str]],
+    *,
+    is_new: bool,
+) -> None:
+    now = version.created_at
+    if is_new:
+        row = (workflow.no, workflow.id, workflow.namespace_no, workflow.name, now, now)
+        connection.execute(QUERIES["insert_workflow"], row)
+    else:
+        moved = connection.execute(QUERIES["bump_workflow"], (version.number, now, workflow.no, version.number - 1))
+        if moved.rowcount != 1:
+            raise ConflictError(f"workflow {workflow.name!r} was changed by somebody else; apply again")
+    connection.execute(QUERIES["insert_version"], version)
+    connection.execute(QUERIES["delete_webhooks"], (workflow.no,))
+    for path, trigger_id in paths:
+        connection.execute(QUERIES["insert_webhook"], (workflow.namespace_no, path, workflow.no, trigger_id))
+
+
+def _delete_workflow(connection: sqlite3.Connection, workflow: LiveWorkflow, now: int) -> None:
+    if connection.execute(QUERIES["open_runs_of_workflow"], (workflow.no,)).fetchone()[0]:
+        raise FailedPreconditionError(
+            f"workflow {workflow.name!r} has open runs; wait for them or cancel them first",
+            metadata={"workflow": workflow.name},
+        )
+    connection.execute(QUERIES["delete_webhooks"], (workflow.no,))
+    connection.execute(QUERIES["delete_workflow"], (now, workflow.no))
