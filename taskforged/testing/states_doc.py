@@ -1,0 +1,122 @@
+"""Prints `docs/states.md` from the tables: `python -m taskforged.testing.states_doc > docs/states.md`.
+
+A test compares the file with what this module makes, so the page cannot drift from the code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from itertools import groupby
+from typing import TypeVar
+
+from taskforged.engine.states import RUN_TRANSITIONS, STEP_TRANSITIONS, Kind, RunState, StepState
+
+__all__ = ["states_page"]
+
+_S = TypeVar("_S", RunState, StepState)
+
+_HEAD = """\
+# States
+
+<!-- Made by `python -m taskforged.testing.states_doc > docs/states.md`. Do not edit: a test compares. -->
+
+Every transition of runs and steps, printed from `taskforged/engine/states.py`. A transition is caused by an entry of
+the run's history. What is not listed is refused and changes nothing; a terminal state is final.
+
+An entry is either a *fact* (it came in from outside: an executor, a timer, a person) or a *decision* (the engine
+derived it from the facts, and derives it again when the history is replayed).
+"""
+
+_RUN_MEANING: Mapping[RunState, str] = {
+    RunState.NEW: "before its first entry; never stored",
+    RunState.SCHEDULED: "starts at a later time",
+    RunState.PENDING: "admitted, waits for a slot",
+    RunState.RUNNING: "its steps are executed; also while it is being cancelled and during `on_failure`",
+    RunState.PAUSED: "starts nothing new until it is resumed",
+    RunState.SUCCEEDED: "all steps are done",
+    RunState.FAILED: "a step failed in a way that no retry mends, or the run took too long",
+    RunState.DEAD: "a retry budget ran out: it is a dead letter",
+    RunState.CANCELLED: "somebody stopped it",
+}
+
+_STEP_MEANING: Mapping[StepState, str] = {
+    StepState.NEW: "not reached yet; never stored",
+    StepState.QUEUED: "waits for an executor",
+    StepState.RUNNING: "an attempt is executed; or a switch whose steps are under way",
+    StepState.RETRYING: "backs off until its next attempt",
+    StepState.WAITING: "waits for a time",
+    StepState.NEEDS_DECISION: "its effect may or may not have happened, and must not happen twice: a person decides",
+    StepState.SUCCEEDED: "done, and has an output",
+    StepState.FAILED: "failed in a way that no retry mends",
+    StepState.DEAD: "failed, and its retry budget is spent",
+    StepState.SKIPPED: "its condition was false, or it was not reached",
+    StepState.CANCELLED: "stopped before its end",
+}
+
+_MOVERS: Mapping[Kind, str] = {
+    Kind.RUN_CREATED: "whoever starts it: a client, a webhook, a schedule, an event",
+    Kind.RUN_STARTED: "the host, when there is a slot",
+    Kind.RUN_PAUSED: "a person",
+    Kind.RUN_RESUMED: "a person",
+    Kind.RUN_CANCEL_REQUESTED: "a person, or a concurrency rule",
+    Kind.STEP_STARTED: "the executor that takes the attempt",
+    Kind.STEP_COMPLETED: "the executor",
+    Kind.STEP_ATTEMPT_FAILED: "the executor",
+    Kind.STEP_ATTEMPT_LOST: "the host, after a crash or an expired lease",
+    Kind.STEP_ATTEMPT_CANCELLED: "the executor, when it was asked to stop",
+    Kind.STEP_RESOLVED: "a person",
+    Kind.TIMER_FIRED: "the host's timers",
+}
+
+
+def states_page() -> str:
+    """Answer the whole page."""
+    parts = [
+        _HEAD,
+        "## Runs\n",
+        _diagram(RUN_TRANSITIONS, RunState.NEW),
+        _meanings(_RUN_MEANING, RUN_TRANSITIONS),
+        _transitions(RUN_TRANSITIONS),
+        "## Steps\n",
+        _diagram(STEP_TRANSITIONS, StepState.NEW),
+        _meanings(_STEP_MEANING, STEP_TRANSITIONS),
+        _transitions(STEP_TRANSITIONS),
+        "## Who moves it\n",
+        _movers(),
+    ]
+    return "\n".join(parts)
+
+
+def _diagram(table: Mapping[_S, Mapping[Kind, _S]], first: _S) -> str:
+    lines: list[str] = ["```mermaid", "stateDiagram-v2"]
+    for state, row in table.items():
+        source = "[*]" if state is first else state.value
+        arrows = sorted(((after.value, kind.value) for kind, after in row.items()), key=lambda arrow: arrow[0])
+        for after, kinds in groupby(arrows, key=lambda arrow: arrow[0]):
+            lines.append(f"    {source} --> {after}: {', '.join(kind for _, kind in kinds)}")
+        if not row:
+            lines.append(f"    {source} --> [*]")
+    return "\n".join([*lines, "```", ""])
+
+
+def _meanings(meanings: Mapping[_S, str], table: Mapping[_S, Mapping[Kind, _S]]) -> str:
+    rows = [f"| `{state}` | {meanings[state]} | {'' if row else 'yes'} |" for state, row in table.items()]
+    return "\n".join(["| state | meaning | final |", "|---|---|---|", *rows, ""])
+
+
+def _transitions(table: Mapping[_S, Mapping[Kind, _S]]) -> str:
+    rows = [f"| `{state}` | `{kind}` | `{after}` |" for state, row in table.items() for kind, after in row.items()]
+    return "\n".join(["| from | entry | to |", "|---|---|---|", *rows, ""])
+
+
+def _movers() -> str:
+    rows = [
+        f"| `{kind}` | fact | {_MOVERS[kind]} |" if kind in _MOVERS else f"| `{kind}` | decision | the engine |"
+        for kind in Kind
+    ]
+    return "\n".join(["| entry | sort | who |", "|---|---|---|", *rows, ""])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(states_page())
