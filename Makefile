@@ -1,0 +1,78 @@
+# Taskforge. `make` lists the targets; each sets up what it needs in .venv, nothing outside this folder is touched.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.taskforge-dev
+PROTOS := $(wildcard protos/taskforge/v1/*.proto)
+GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos \
+  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) $(PROTOS)
+
+.PHONY: help
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(STAMP) ## set up .venv with everything, for development too
+
+# The stamp is newer than pyproject.toml when the environment fits it.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Taskforge needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## see it work: a GitHub release, verified, stored, run, watched, and kill -9 survived
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+.PHONY: test-fast
+test-fast: $(STAMP) ## run the tests that need no daemon process
+	@$(BIN)/python -m pytest -q --ignore=tests/crash $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy, import directions, protos
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/buf lint protos
+
+.PHONY: format
+format: $(STAMP) ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: protos
+protos: $(STAMP) ## generate the Python stubs
+	@$(call GENERATE,protos)
+
+.PHONY: protos-check
+protos-check: $(STAMP) ## fail when the stubs are not those of the protos
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(call GENERATE,"$$scratch"); \
+	diff -ru --exclude='*.proto' --exclude='__init__.py' --exclude='__pycache__' --exclude=py.typed \
+	  protos/taskforge "$$scratch/taskforge" \
+	  || { echo 'The stubs are not those of the protos: run `make protos` and commit the result.' >&2; exit 1; }
+
+.PHONY: bench
+bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARGS="--quick" for a short look)
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+.PHONY: soak
+soak: $(STAMP) ## the crash tests for longer (CYCLES=200)
+	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(BIN)/python -m pytest -q -s -p no:randomly --timeout=3600 tests/crash/test_kill9.py
+
+.PHONY: clean
+clean: ## remove what was made here, .venv too
+	@rm -rf $(VENV) build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
