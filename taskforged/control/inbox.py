@@ -49,12 +49,12 @@ BODY_MAX = 1 << 20
 _KEPT_OF_REJECTED = 1024
 """Bytes of a rejected body that are kept: enough to recognise it, too little to fill a disk with."""
 
-_RECENT_MAX = 50_000
+_RECENT_MAX = 5_000
 _CREDENTIALS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token", "x-gitlab-token"}
 )
-_NOT_FOUND = Receipt(404, {"error": "not found"})
-_UNAUTHORIZED = Receipt(401, {"error": "unauthorized"})
+_NOT_FOUND = Receipt(404, {"error": {"code": "not_found", "message": "no such path"}})
+_UNAUTHORIZED = Receipt(401, {"error": {"code": "unauthorized", "message": "the sender is not proved"}})
 
 
 class _Candidate(NamedTuple):
@@ -181,7 +181,7 @@ class WebhookInbox:
                 parse_json(delivery.body, where="body", size_max=BODY_MAX)
         except TaskforgeError as error:
             await self._keep_rejected(namespace_no, delivery, error.message)
-            return Receipt(400, {"error": "the body is not acceptable JSON"})
+            return Receipt(400, {"error": {"code": "invalid_json", "message": "the body is not acceptable JSON"}})
         key = _delivery_key(proven, delivery)
         if key is None:
             return await self._accept(namespace_no, delivery, candidates, proven, refusals, None)

@@ -81,10 +81,8 @@ class Workflows:
 
     async def start(self) -> None:
         """Load what is live."""
-        for row in await self._store.rows("all_workflows"):
-            self._remember(
-                LiveWorkflow(*row[:4], active=bool(row[4]), latest=row[5], created_at=row[6], updated_at=row[7])
-            )
+        for no, workflow_id, namespace_no, name, active, *rest in await self._store.rows("all_workflows"):
+            self._remember(LiveWorkflow(no, workflow_id, namespace_no, name, bool(active), *rest))
         for namespace_no, path, workflow_no, trigger_id in await self._store.rows("all_webhooks"):
             self._webhooks.setdefault((namespace_no, path), {})[workflow_no, trigger_id] = None
 

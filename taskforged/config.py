@@ -1,0 +1,191 @@
+"""Every setting, with its default, its bounds and where it comes from: flags, environment, config.toml, defaults.
+
+A setting `[section] key` is also the variable `TASKFORGE_SECTION_KEY`. An unknown key or a bad value is an error that
+names the place: a typo must not silently mean the default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskforged.errors import InvalidArgumentError
+
+__all__ = ["SETTINGS", "Config", "Setting", "load_config"]
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        number = int(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low:,} to {high:,}")
+        return number
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        number = float(value)
+        if isinstance(value, bool) or not low <= number <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _choice(*names: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return str(value)
+
+    return parse
+
+
+def _listen(value: Any) -> str:
+    host, colon, port = str(value).rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("must be HOST:PORT, for example 127.0.0.1:7420; port 0 picks a free one")
+    if host.strip("[]") not in {"127.0.0.1", "::1", "localhost"}:
+        raise ValueError("must be a loopback address: beyond loopback TLS is needed, which this version does not have")
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: where it stands, what it defaults to, how it is checked, what it is."""
+
+    section: str
+    key: str
+    default: Any
+    parse: Callable[[Any], Any]
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"TASKFORGE_{self.section}_{self.key}".upper()
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("grpc", "listen", "127.0.0.1:7420", _listen, "address of the control plane"),
+    Setting("http", "listen", "127.0.0.1:7421", _listen, "address of webhooks and health checks"),
+    Setting("http", "body_max", 1 << 20, _integer(1024, 64 << 20), "bytes of a webhook's body"),
+    Setting("http", "connections_max", 1024, _integer(1, 100_000), "open connections of webhook senders"),
+    Setting("executor", "pool_size", 64, _integer(1, 10_000), "steps at work at once"),
+    Setting("executor", "grace", 10.0, _seconds(0, 3600), "seconds that running steps have to finish at shutdown"),
+    Setting(
+        "store",
+        "synchronous",
+        "FULL",
+        _choice("FULL", "NORMAL"),
+        "NORMAL is faster and loses the newest commits at a power cut",
+    ),
+    Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
+    Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings in force, and the paths below the home."""
+
+    home: Path
+    values: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+
+    def __call__(self, section: str, key: str) -> Any:
+        """Answer a setting."""
+        return self.values[section, key]
+
+    @property
+    def database(self) -> Path:
+        """The one database file."""
+        return self.home / "taskforge.db"
+
+    @property
+    def socket(self) -> Path:
+        """The control plane's unix socket."""
+        return self.home / "taskforged.sock"
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock says that a daemon runs."""
+        return self.home / "taskforged.lock"
+
+    @property
+    def run_file(self) -> Path:
+        """Where the running daemon says how to reach it."""
+        return self.home / "taskforged.json"
+
+    @property
+    def token(self) -> Path:
+        """The administrator's token."""
+        return self.home / "token"
+
+    @property
+    def master_key(self) -> Path:
+        """The key that secrets are encrypted with."""
+        return self.home / "master.key"
+
+
+def load_config(home: Path | None, file: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Answer the settings in force.
+
+    Args:
+        home: from `--home`; else `TASKFORGE_HOME`, else `~/.taskforge`.
+        file: from `--config`; else `config.toml` in the home, which need not exist.
+        environment: the variables to read.
+
+    Raises:
+        InvalidArgumentError: a setting is unknown or its value is bad; the message names the place.
+    """
+    if home is None:
+        home = Path(environment.get("TASKFORGE_HOME") or Path.home() / ".taskforge")
+    home = home.expanduser().absolute()
+    stored = _read(file or home / "config.toml", required=file is not None)
+    values = {(s.section, s.key): _value(s, stored, environment) for s in SETTINGS}
+    return Config(home, values)
+
+
+def _read(path: Path, *, required: bool) -> dict[tuple[str, str], tuple[Any, str]]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if required:
+            raise InvalidArgumentError(f"there is no config file {path}") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidArgumentError(f"{path} cannot be read: {error}") from None
+    found = {}
+    for section, table in document.items():
+        if not isinstance(table, dict):
+            raise InvalidArgumentError(f"{path}: {section} must be a table, [{section}]")
+        for key, value in table.items():
+            _check_known(path, section, key)
+            found[section, key] = (value, f"{path}: [{section}] {key}")
+    return found
+
+
+def _check_known(path: Path, section: str, key: str) -> None:
+    names = {f"[{s.section}] {s.key}": s for s in SETTINGS}
+    name = f"[{section}] {key}"
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
+        raise InvalidArgumentError(f"{path}: unknown setting {name}{hint}")
+
+
+def _value(setting: Setting, stored: Mapping[tuple[str, str], tuple[Any, str]], environment: Mapping[str, str]) -> Any:
+    value, place = stored.get((setting.section, setting.key), (setting.default, "default"))
+    if setting.variable in environment:
+        value, place = environment[setting.variable], setting.variable
+    try:
+        return setting.parse(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{place} = {value!r}: {error}") from None

@@ -1,0 +1,58 @@
+"""What the daemon knows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from taskforged.host.feed import Feed
+from taskforged.host.runner import Runner
+from taskforged.store.store import Store
+
+__all__ = ["Info", "System"]
+
+
+@dataclass(slots=True)
+class Info:
+    """Where and what the daemon is; filled in while it starts."""
+
+    state: str = "starting"
+    version: str = ""
+    pid: int = 0
+    home: str = ""
+    grpc: list[str] = field(default_factory=list)
+    http: str = ""
+    started_at: int = 0
+    boot_epoch: int = 0
+    sqlite_version: str = ""
+    schema_version: int = 0
+
+
+class System:
+    """Info and statistics."""
+
+    def __init__(self, *, store: Store, runner: Runner, feed: Feed, info: Info) -> None:
+        self._store = store
+        self._runner = runner
+        self._feed = feed
+        self._info = info
+
+    def info(self) -> Info:
+        """Answer where and what the daemon is."""
+        return self._info
+
+    async def stats(self) -> dict[str, int]:
+        """Answer counters and gauges by name."""
+        database, wal = self._store.sizes()
+        dispatcher, journal = self._runner.dispatcher, self._store.journal.stats
+        return {
+            "running_steps": dispatcher.running,
+            "queued_steps": await self._store.value("count_commands"),
+            "pool_size": dispatcher.pool_size,
+            "pending_timers": await self._store.value("count_timers"),
+            "open_runs": await self._store.value("count_open_runs"),
+            "commits": journal.commits,
+            "writes": journal.writes,
+            "watchers": self._feed.count(),
+            "database_bytes": database,
+            "wal_bytes": wal,
+        }

@@ -1,0 +1,303 @@
+"""The one composition root: builds the parts, wires them, starts them in order, drains and stops them.
+
+Start: lock, home, store, access, definitions, runner (decides the attempts of earlier boots), timers, then the doors,
+and only then READY. Stop, in the order of the data flow: doors stop taking, watchers are sent away, running steps get
+their grace, the journal commits what is left, the database is checkpointed and closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import secrets as random_source
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+import structlog
+
+from taskforged import __version__
+from taskforged.clock import Clock
+from taskforged.config import Config
+from taskforged.control.access import Access, new_credential
+from taskforged.control.events import Events
+from taskforged.control.inbox import WebhookInbox
+from taskforged.control.runs import Runs
+from taskforged.control.secrets import Secrets
+from taskforged.control.system import Info, System
+from taskforged.control.workflows import Workflows
+from taskforged.errors import CorruptStoreError, FailedPreconditionError
+from taskforged.host.feed import Feed
+from taskforged.host.runner import Runner
+from taskforged.host.timers import Timers
+from taskforged.rpc.server import Controls, RpcServer
+from taskforged.steps.http import HttpExecutor
+from taskforged.store.database import HomeLock
+from taskforged.store.sql import QUERIES
+from taskforged.store.store import Store
+from taskforged.triggers.webhook import Limits, WebhookListener
+
+__all__ = ["EXIT_DISK", "Daemon", "run_daemon"]
+
+_log = structlog.get_logger(__name__)
+
+EXIT_DISK = 74
+"""EX_IOERR of sysexits.h: the disk failed under the journal. systemd restarts, and recovery decides."""
+
+_HOUSEKEEPING_S = 60.0
+_RPC_GRACE_S = 3.0
+
+
+class _Parts(NamedTuple):
+    """What is built once the store is open."""
+
+    access: Access
+    runner: Runner
+    timers: Timers
+    feed: Feed
+    rpc: RpcServer
+    http: WebhookListener
+    executor: HttpExecutor
+
+
+class Daemon:
+    """One daemon on one home."""
+
+    def __init__(self, config: Config, *, clock: Clock | None = None) -> None:
+        self._config = config
+        self._clock = clock or Clock()
+        self._stop = asyncio.Event()
+        self._exit_code = 0
+        self.info = Info(
+            version=__version__, pid=os.getpid(), home=str(config.home), sqlite_version=sqlite3.sqlite_version
+        )
+
+    def request_stop(self) -> None:
+        """Begin to drain. Idempotent."""
+        self._stop.set()
+
+    async def run(self, on_ready: Callable[[Info], None] = lambda _: None) -> int:
+        """Start, serve until asked to stop, drain, stop; answers the exit code.
+
+        Raises:
+            FailedPreconditionError: another daemon holds the home, or an address is in use.
+            CorruptStoreError: the database or the key cannot be used.
+        """
+        _prepare_home(self._config)
+        lock = HomeLock(self._config.lock)
+        lock.acquire()
+        try:
+            async with self._store() as store:
+                await self._run_on(store, on_ready)
+        finally:
+            lock.release()
+        return self._exit_code
+
+    @contextlib.asynccontextmanager
+    async def _store(self) -> AsyncIterator[Store]:
+        synchronous = self._config("store", "synchronous")
+        store = Store(self._config.database, synchronous=synchronous, on_failure=self._disk_failed)
+        await store.start()
+        try:
+            yield store
+        finally:
+            await store.stop()
+
+    def _disk_failed(self, _: BaseException) -> None:
+        self._exit_code = EXIT_DISK
+        self._stop.set()
+
+    async def _run_on(self, store: Store, on_ready: Callable[[Info], None]) -> None:
+        self.info.schema_version = store.schema
+        self.info.boot_epoch = await store.journal.execute(self._record_boot)
+        async with contextlib.AsyncExitStack() as stack:
+            parts = await self._start(store, stack)
+            self._announce(on_ready)
+            housekeeping = asyncio.create_task(self._housekeeping(parts.access), name="housekeeping")
+            housekeeping.add_done_callback(lambda _: self._stop.set())
+            await self._stop.wait()
+            await self._drain(parts, housekeeping)
+        if not self._exit_code:
+            row = (self._clock.now(), self.info.boot_epoch)
+            await store.journal.execute(lambda c: c.execute(QUERIES["stop_boot"], row))
+        _log.info("daemon.stopped", exit_code=self._exit_code)
+
+    def _record_boot(self, connection: sqlite3.Connection) -> int:
+        row = (self._clock.now(), os.getpid(), __version__)
+        epoch = connection.execute(QUERIES["insert_boot"], row).lastrowid
+        assert epoch is not None
+        return epoch
+
+    async def _start(self, store: Store, stack: contextlib.AsyncExitStack) -> _Parts:
+        """Start everything; whatever was started is stopped again when something behind it fails."""
+        parts = self._build(store)
+        await parts.access.start()
+        await parts.access.adopt(_read_token(self._config.token))
+        await self._workflows.start()
+        await parts.executor.start()
+        stack.push_async_callback(parts.executor.close)
+        stack.push_async_callback(parts.runner.drain, 0.0)
+        lost = await parts.runner.start(self.info.boot_epoch)
+        await parts.timers.start()
+        stack.push_async_callback(parts.timers.stop)
+        self.info.http = await self._start_http(parts.http)
+        stack.push_async_callback(parts.http.stop, 0.0)
+        stack.push_async_callback(parts.rpc.stop, 0.0)
+        self.info.grpc = await parts.rpc.start(listen=self._config("grpc", "listen"), socket=self._config.socket)
+        await parts.rpc.serve()
+        _log.info(
+            "daemon.started", grpc=self.info.grpc, http=self.info.http, epoch=self.info.boot_epoch, cut_attempts=lost
+        )
+        return parts
+
+    async def _start_http(self, listener: WebhookListener) -> str:
+        try:
+            await listener.start()
+        except OSError as error:
+            address = self._config("http", "listen")
+            raise FailedPreconditionError(
+                f"cannot listen for webhooks on {address}: {error.strerror or error};"
+                " set [http] listen in config.toml or TASKFORGE_HTTP_LISTEN",
+                reason="ADDRESS_IN_USE",
+                metadata={"address": address},
+            ) from error
+        return listener.base_url
+
+    def _build(self, store: Store) -> _Parts:
+        config, clock, feed = self._config, self._clock, Feed()
+        access = Access(store, clock)
+        secrets = Secrets(store, clock, _read_master_key(config.master_key))
+        workflows = self._workflows = Workflows(store, clock)
+        executor = HttpExecutor()
+        runner = Runner(
+            store=store,
+            clock=clock,
+            feed=feed,
+            models=workflows,
+            executors={executor.name: executor},
+            secret=secrets.value,
+            pool_size=config("executor", "pool_size"),
+        )
+        runs = Runs(store=store, clock=clock, access=access, workflows=workflows, runner=runner, feed=feed)
+        inbox = WebhookInbox(
+            store=store, clock=clock, access=access, workflows=workflows, runner=runner, secret=secrets.value
+        )
+        system = System(store=store, runner=runner, feed=feed, info=self.info)
+        controls = Controls(access, workflows, runs, Events(store), secrets, system)
+        limits = Limits(body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max"))
+        host, _, port = config("http", "listen").rpartition(":")
+        http = WebhookListener(
+            inbox, host=host.strip("[]"), port=int(port), limits=limits, ready=lambda: self.info.state == "ready"
+        )
+        timers = Timers(store=store, clock=clock, runner=runner)
+        return _Parts(access, runner, timers, feed, RpcServer(controls), http, executor)
+
+    def _announce(self, on_ready: Callable[[Info], None]) -> None:
+        self.info.state = "ready"
+        self.info.started_at = self._clock.now()
+        content = {
+            "pid": self.info.pid,
+            "version": self.info.version,
+            "grpc": self.info.grpc,
+            "http": self.info.http,
+            "boot_epoch": self.info.boot_epoch,
+        }
+        _write_private(self._config.run_file, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+        notify_systemd("READY=1")
+        on_ready(self.info)
+
+    async def _housekeeping(self, access: Access) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_S)
+            await access.flush_last_used()
+
+    async def _drain(self, parts: _Parts, housekeeping: asyncio.Task[None]) -> None:
+        _log.info("daemon.draining")
+        self.info.state = "draining"
+        notify_systemd("STOPPING=1")
+        self._config.run_file.unlink(missing_ok=True)
+        housekeeping.cancel()
+        grace_s = 0.0 if self._exit_code else self._config("executor", "grace")
+        await parts.rpc.drain()
+        parts.feed.close()
+        await asyncio.gather(parts.http.stop(_RPC_GRACE_S), parts.rpc.stop(_RPC_GRACE_S))
+        await parts.timers.stop()
+        await parts.runner.drain(grace_s)
+        if not self._exit_code:
+            await parts.access.flush_last_used()
+
+
+# --- the home --------------------------------------------------------------------------------------------------------
+
+
+def _prepare_home(config: Config) -> None:
+    """Make the home, its key and its token where they are missing; refuse one that others can read."""
+    os.umask(0o077)
+    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if config.home.stat().st_mode & 0o077:
+        raise FailedPreconditionError(
+            f"{config.home} is open to other users; close it with `chmod 700 {config.home}`", reason="HOME_NOT_PRIVATE"
+        )
+    if not config.master_key.exists():
+        _write_private(config.master_key, base64.b64encode(random_source.token_bytes(32)) + b"\n")
+    if not config.token.exists():
+        _write_private(config.token, new_credential()[1].encode() + b"\n")
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, so that it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(fd)
+    temporary.replace(path)
+
+
+def _read_token(path: Path) -> str:
+    return path.read_text().strip()
+
+
+def _read_master_key(path: Path) -> bytes:
+    try:
+        key = base64.b64decode(path.read_text().strip(), validate=True)
+    except (binascii.Error, UnicodeDecodeError):
+        key = b""
+    if len(key) != 32:
+        raise CorruptStoreError(f"{path} does not hold 32 bytes in base64; restore it from your backup of the key")
+    return key
+
+
+def notify_systemd(state: str) -> None:
+    """Tell systemd, when it started us with `Type=notify` (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as client:
+            client.connect("\0" + address[1:] if address.startswith("@") else address)
+            client.send(state.encode())
+
+
+async def run_daemon(config: Config) -> int:
+    """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once."""
+    daemon = Daemon(config)
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if daemon.info.state == "draining":
+            _log.warning("daemon.killed", signal=signal.Signals(number).name)
+            sys.stderr.flush()
+            os._exit(128 + number)
+        daemon.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return await daemon.run()

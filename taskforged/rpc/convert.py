@@ -1,0 +1,255 @@
+"""Domain values to messages. Domain types and messages never mix anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from taskforge.v1 import event_pb2, run_pb2, secret_pb2, token_pb2, workflow_pb2
+
+from taskforged.control.access import Access, TokenRecord
+from taskforged.control.runs import RunView
+from taskforged.control.secrets import SecretRecord
+from taskforged.control.workflows import LiveWorkflow, VersionRecord
+from taskforged.engine.model import ActivitySpec, Json, WorkflowModel
+from taskforged.engine.run import StepRun
+from taskforged.engine.states import RunState
+from taskforged.errors import Violation
+from taskforged.jsonvalue import load_stored, to_text
+from taskforged.language.definition import Definition, WebhookTrigger
+from taskforged.store.changes import StoredEvent
+from taskforged.store.events import EventRow
+from taskforged.store.runs import RunRow
+
+__all__ = [
+    "event_to_proto",
+    "history_to_proto",
+    "problem_to_proto",
+    "run_to_proto",
+    "seconds",
+    "secret_to_proto",
+    "stamp",
+    "token_to_proto",
+    "version_to_proto",
+    "workflow_to_proto",
+]
+
+
+def stamp(at: int | None) -> Timestamp | None:
+    """Answer a time; None for none."""
+    if not at:
+        return None
+    whole, micros = divmod(at, 1_000_000)
+    return Timestamp(seconds=whole, nanos=micros * 1000)
+
+
+def seconds(duration: Duration) -> float:
+    """Answer a duration in seconds."""
+    return float(duration.seconds) + duration.nanos / 1e9
+
+
+def _error(error: Json) -> run_pb2.Error | None:
+    if error is None:
+        return None
+    return run_pb2.Error(
+        code=error.get("code", ""),
+        message=error.get("message", ""),
+        step=error.get("step", ""),
+        attempts=error.get("attempts", 0),
+        details_json=to_text(error["details"]) if "details" in error else "",
+    )
+
+
+def run_state(name: str) -> run_pb2.Run.State.ValueType:
+    """Answer the enum value of a run's state."""
+    return run_pb2.Run.State.Value(f"STATE_{name}")
+
+
+def step_state(name: str) -> run_pb2.StepRun.State.ValueType:
+    """Answer the enum value of a step's state; the empty name is unspecified."""
+    return run_pb2.StepRun.State.Value(f"STATE_{name or 'UNSPECIFIED'}")
+
+
+def run_to_proto(view: RunView, *, steps: bool = True) -> run_pb2.Run:
+    """Answer a run; with steps, input and output where its state is known and they are wanted."""
+    if view.run is None:
+        assert view.row is not None
+        return _listed_run(view, view.row)
+    run = view.run
+    message = run_pb2.Run(
+        id=run.run_id,
+        namespace=view.namespace,
+        workflow=view.workflow,
+        version=run.version,
+        state=run_state(run.state.value),
+        trigger=run.trigger,
+        event_id=run.event_id,
+        sequence=run.sequence,
+        create_time=stamp(run.created_at),
+        start_time=stamp(run.started_at),
+        end_time=stamp(run.ended_at),
+        error=_error(run.failing) if run.state is not RunState.CANCELLED else None,
+        cancel_requested=run.cancel_requested,
+        correlation_id=run.correlation_id,
+        created_by=run.created_by,
+    )
+    if run.state is RunState.SUCCEEDED:
+        message.output_json = to_text(run.output)
+    if steps:
+        message.input_json = to_text(run.input)
+        message.steps.extend(_step(key, step, view.model) for key, step in run.steps.items())
+    return message
+
+
+def _listed_run(view: RunView, row: RunRow) -> run_pb2.Run:
+    return run_pb2.Run(
+        id=row.id,
+        namespace=view.namespace,
+        workflow=view.workflow,
+        version=row.version,
+        state=run_state(row.state),
+        trigger=row.trigger,
+        sequence=row.sequence,
+        create_time=stamp(row.created_at),
+        start_time=stamp(row.started_at),
+        end_time=stamp(row.ended_at),
+        cancel_requested=bool(row.cancel_requested),
+    )
+
+
+def _step(key: str, step: StepRun, model: WorkflowModel | None) -> run_pb2.StepRun:
+    known = None if model is None else model.steps.get(key)
+    attempts = 0
+    if known is not None and isinstance(known.spec, ActivitySpec):
+        attempts = 1 if known.retry is None else known.retry.max_attempts
+    return run_pb2.StepRun(
+        key=key,
+        kind="" if known is None else known.kind,
+        state=step_state(step.state.value),
+        attempt=step.attempt,
+        max_attempts=attempts,
+        input_json="" if step.input is None else to_text(step.input),
+        output_json=to_text(step.output) if step.state.value == "SUCCEEDED" else "",
+        error=_error(step.error),
+        start_time=stamp(step.started_at),
+        end_time=stamp(step.ended_at),
+        next_attempt_time=stamp(step.wake_at),
+    )
+
+
+def history_to_proto(entry: tuple[StoredEvent, RunState, str]) -> run_pb2.HistoryEvent:
+    """Answer a history event with the states after it."""
+    stored, run_after, step_after = entry
+    event = stored.event
+    return run_pb2.HistoryEvent(
+        sequence=event.sequence,
+        create_time=stamp(event.at),
+        kind=event.kind.value,
+        step=event.step,
+        step_state=step_state(step_after),
+        run_state=run_state(run_after.value),
+        attempt=event.attempt,
+        body_json=stored.body.decode(),
+        hash=stored.hash.hex(),
+    )
+
+
+def workflow_to_proto(workflow: LiveWorkflow, namespace: str, definition: Definition) -> workflow_pb2.Workflow:
+    """Answer a workflow as its newest version describes it."""
+    return workflow_pb2.Workflow(
+        id=workflow.id,
+        namespace=namespace,
+        name=workflow.name,
+        description=definition.description,
+        active=workflow.active,
+        latest_version=workflow.latest,
+        labels=dict(definition.labels),
+        triggers=[
+            workflow_pb2.TriggerSummary(id=t.id, kind=t.kind, detail=_trigger_detail(t, namespace))
+            for t in definition.triggers.values()
+        ],
+        create_time=stamp(workflow.created_at),
+        update_time=stamp(workflow.updated_at),
+    )
+
+
+def _trigger_detail(trigger: object, namespace: str) -> str:
+    return f"POST /hooks/{namespace}/{trigger.path}" if isinstance(trigger, WebhookTrigger) else ""
+
+
+def version_to_proto(workflow: LiveWorkflow, version: VersionRecord) -> workflow_pb2.WorkflowVersion:
+    """Answer a version."""
+    return workflow_pb2.WorkflowVersion(
+        workflow_id=workflow.id,
+        workflow=workflow.name,
+        number=version.number,
+        content_hash=version.content_hash,
+        source=version.source,
+        profile=version.profile,
+        create_time=stamp(version.created_at),
+        created_by=version.created_by,
+    )
+
+
+def problem_to_proto(violation: Violation) -> workflow_pb2.DefinitionProblem:
+    """Answer one fault of a definition."""
+    return workflow_pb2.DefinitionProblem(
+        path=violation.path, line=violation.line, column=violation.column, message=violation.message
+    )
+
+
+def event_to_proto(row: EventRow, namespace: str, runs: Iterable[str], *, whole: bool) -> event_pb2.Event:
+    """Answer an event; `whole` with headers, query and body."""
+    message = event_pb2.Event(
+        id=row.id,
+        namespace=namespace,
+        source=row.source,
+        path=row.path,
+        outcome=event_pb2.Event.Outcome.Value(f"OUTCOME_{row.outcome}"),
+        reason=row.reason,
+        verification=row.verification,
+        delivery_id=row.delivery_id,
+        duplicate_of=row.duplicate_of,
+        body_size=row.body_size,
+        content_type=row.content_type,
+        remote=row.remote,
+        verdicts=[_verdict(one) for one in load_stored(row.verdicts)],
+        run_ids=runs,
+        create_time=stamp(row.created_at),
+    )
+    if whole:
+        message.headers.update(load_stored(row.headers))
+        message.query_json = row.query
+        message.body = row.body
+    return message
+
+
+def _verdict(one: Mapping[str, Any]) -> event_pb2.Verdict:
+    return event_pb2.Verdict(**one)
+
+
+def token_to_proto(token: TokenRecord, access: Access) -> token_pb2.Token:
+    """Answer a token's public part."""
+    return token_pb2.Token(
+        id=token.id,
+        name=token.name,
+        role=token_pb2.Token.Role.Value(f"ROLE_{token.role.value.upper()}"),
+        namespace="" if token.namespace_no is None else access.namespace_name(token.namespace_no),
+        create_time=stamp(token.created_at),
+        expire_time=stamp(token.expires_at),
+        last_use_time=stamp(token.last_used_at),
+        revoke_time=stamp(token.revoked_at),
+    )
+
+
+def secret_to_proto(secret: SecretRecord, namespace: str) -> secret_pb2.Secret:
+    """Answer a secret without its value."""
+    return secret_pb2.Secret(
+        namespace=namespace,
+        name=secret.name,
+        version=secret.version,
+        create_time=stamp(secret.created_at),
+        update_time=stamp(secret.updated_at),
+    )

@@ -1,0 +1,172 @@
+"""What stands before and behind every call: authentication, the role it needs, error mapping.
+
+Default deny: a method that is not in `NEEDS` cannot be called, and a test walks the descriptors to see that each is.
+grpc.aio answers UNKNOWN with the text of an exception, which may hold anything; so nothing but `to_status` ever
+reaches a client. Bugs are logged with their trace and answered as INTERNAL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from taskforged.control.access import GRANTS, Access, Principal, Role
+from taskforged.errors import (
+    InternalError,
+    PermissionDeniedError,
+    TaskforgeError,
+    UnauthenticatedError,
+)
+from taskforged.rpc.errors import to_status
+
+__all__ = ["NEEDS", "OPEN", "Guard", "caller"]
+
+_log = structlog.get_logger(__name__)
+
+_V1 = "/taskforge.v1."
+
+NEEDS: dict[str, Role | None] = {
+    f"{_V1}WorkflowService/ApplyWorkflow": Role.OPERATOR,
+    f"{_V1}WorkflowService/ValidateWorkflow": Role.VIEWER,
+    f"{_V1}WorkflowService/GetWorkflow": Role.VIEWER,
+    f"{_V1}WorkflowService/ListWorkflows": Role.VIEWER,
+    f"{_V1}WorkflowService/GetWorkflowVersion": Role.VIEWER,
+    f"{_V1}WorkflowService/ListWorkflowVersions": Role.VIEWER,
+    f"{_V1}WorkflowService/SetWorkflowActive": Role.OPERATOR,
+    f"{_V1}WorkflowService/DeleteWorkflow": Role.OPERATOR,
+    f"{_V1}RunService/StartRun": Role.TRIGGER,
+    f"{_V1}RunService/BatchStartRuns": Role.TRIGGER,
+    f"{_V1}RunService/GetRun": Role.VIEWER,
+    f"{_V1}RunService/ListRuns": Role.VIEWER,
+    f"{_V1}RunService/CancelRun": Role.OPERATOR,
+    f"{_V1}RunService/GetRunHistory": Role.VIEWER,
+    f"{_V1}RunService/WatchRun": Role.VIEWER,
+    f"{_V1}RunService/VerifyRun": Role.VIEWER,
+    f"{_V1}EventService/GetEvent": Role.VIEWER,
+    f"{_V1}EventService/ListEvents": Role.VIEWER,
+    f"{_V1}TokenService/CreateToken": Role.ADMIN,
+    f"{_V1}TokenService/ListTokens": Role.ADMIN,
+    f"{_V1}TokenService/RevokeToken": Role.ADMIN,
+    f"{_V1}SecretService/SetSecret": Role.OPERATOR,
+    f"{_V1}SecretService/ListSecrets": Role.OPERATOR,
+    f"{_V1}SecretService/DeleteSecret": Role.OPERATOR,
+    f"{_V1}SystemService/GetInfo": None,
+    f"{_V1}SystemService/GetStats": Role.VIEWER,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
+}
+"""The role that each method needs; None: any valid token."""
+
+OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"})
+"""Methods for probes, which have no token. They tell whether the daemon serves, and nothing else."""
+
+_caller: ContextVar[Principal] = ContextVar("caller")
+
+Handler = Any
+"""grpc's RpcMethodHandler, which its stubs leave untyped."""
+
+
+def caller() -> Principal:
+    """Answer who makes the present call."""
+    return _caller.get()
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in its stubs
+    """The one interceptor. Wrapped handlers are made once per method."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Answer the guarded handler of a method, or None for a method that does not exist."""
+        method: str = details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = handler if method in OPEN else self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        make = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, self._unary, handler.unary_unary),
+            (False, True): (grpc.unary_stream_rpc_method_handler, self._stream, handler.unary_stream),
+            (True, True): (grpc.stream_stream_rpc_method_handler, self._stream, handler.stream_stream),
+        }
+        factory, around, inner = make[handler.request_streaming, handler.response_streaming]
+        return factory(
+            around(method, inner),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _unary(self, method: str, inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+        async def call(request: Message, context: Any) -> Message:
+            try:
+                self._admit(method, context)
+                return await inner(request, context)
+            except TaskforgeError as error:
+                await _abort(context, error)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001  the boundary: a bug must not leak its text
+                await _abort(context, _bug(method, error))
+            raise AssertionError("abort returns never")
+
+        return call
+
+    def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., AsyncIterator[Message]]:
+        async def call(request: Any, context: Any) -> AsyncIterator[Message]:
+            try:
+                principal = self._admit(method, context)
+                async for response in inner(request, context):
+                    if not self._access.is_live(principal.token_id):
+                        raise UnauthenticatedError("the token has been revoked or has expired")
+                    yield response
+            except TaskforgeError as error:
+                await _abort(context, error)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001  the boundary: a bug must not leak its text
+                await _abort(context, _bug(method, error))
+
+        return call
+
+    def _admit(self, method: str, context: Any) -> Principal:
+        principal = self._access.authenticate(_credential(context))
+        if method not in NEEDS:
+            raise PermissionDeniedError(f"{method} cannot be called")
+        need = NEEDS[method]
+        if need is not None and need not in GRANTS[principal.role]:
+            raise PermissionDeniedError(
+                f"this needs the role {need.value}; the token {principal.name!r} has {principal.role.value}",
+                metadata={"needs": need.value, "has": principal.role.value},
+            )
+        _caller.set(principal)
+        return principal
+
+
+def _credential(context: Any) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str) and value[:7].lower() == "bearer ":
+            return value[7:].strip()
+    return ""
+
+
+def _bug(method: str, error: BaseException) -> InternalError:
+    _log.error("rpc.bug", method=method, exc_info=error)
+    return InternalError("an internal error; the daemon's log has the details", metadata={"method": method})
+
+
+async def _abort(context: Any, error: TaskforgeError) -> None:
+    status = to_status(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)

@@ -1,0 +1,165 @@
+"""The gRPC server: services, health, reflection, listeners, and a drain that does not hang."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from taskforge.v1 import (
+    event_service_pb2,
+    event_service_pb2_grpc,
+    run_service_pb2,
+    run_service_pb2_grpc,
+    secret_service_pb2,
+    secret_service_pb2_grpc,
+    system_service_pb2,
+    system_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
+    workflow_service_pb2,
+    workflow_service_pb2_grpc,
+)
+
+from taskforged.control.access import Access
+from taskforged.control.events import Events
+from taskforged.control.runs import Runs
+from taskforged.control.secrets import Secrets
+from taskforged.control.system import System
+from taskforged.control.workflows import Workflows
+from taskforged.errors import FailedPreconditionError
+from taskforged.rpc.access import SecretServicer, TokenServicer
+from taskforged.rpc.events import EventServicer
+from taskforged.rpc.guard import Guard
+from taskforged.rpc.runs import RunServicer
+from taskforged.rpc.system import SystemServicer
+from taskforged.rpc.workflows import WorkflowServicer
+
+__all__ = ["Controls", "RpcServer"]
+
+_MIB = 1 << 20
+
+OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.so_reuseport", 0),  # else a second daemon would bind silently over a live one
+    ("grpc.max_receive_message_length", 8 * _MIB),
+    ("grpc.max_send_message_length", 64 * _MIB),
+    ("grpc.max_concurrent_streams", 1000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # the default punishes pings of watchers
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_metadata_size", 16 * 1024),
+)
+
+_SOCKET_PATH_MAX = 100
+"""`sun_path` has 108 bytes on Linux; gRPC needs a few itself."""
+
+_SERVICES = (
+    event_service_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+    run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
+    secret_service_pb2.DESCRIPTOR.services_by_name["SecretService"].full_name,
+    system_service_pb2.DESCRIPTOR.services_by_name["SystemService"].full_name,
+    token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name,
+    workflow_service_pb2.DESCRIPTOR.services_by_name["WorkflowService"].full_name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """The use cases that the services call."""
+
+    access: Access
+    workflows: Workflows
+    runs: Runs
+    events: Events
+    secrets: Secrets
+    system: System
+
+
+class RpcServer:
+    """Listens on a unix socket and on loopback TCP."""
+
+    def __init__(self, controls: Controls) -> None:
+        self._server = grpc.aio.server(interceptors=[Guard(controls.access)], options=OPTIONS)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._socket: Path | None = None
+        self._add_services(controls)
+
+    def _add_services(self, c: Controls) -> None:
+        workflow_service_pb2_grpc.add_WorkflowServiceServicer_to_server(
+            WorkflowServicer(c.workflows, c.access), self._server
+        )
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(c.runs, c.workflows, c.access), self._server)
+        event_service_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(c.events, c.access), self._server)
+        token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
+        secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
+        system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, *, listen: str, socket: Path) -> list[str]:
+        """Bind and serve; answers the addresses.
+
+        Args:
+            listen: `host:port`; port 0 picks a free one.
+            socket: path of the unix socket; skipped, with the address left out, where it is too long for one.
+
+        Raises:
+            FailedPreconditionError: an address is in use or not to be had.
+        """
+        addresses = []
+        if len(str(socket)) <= _SOCKET_PATH_MAX:
+            addresses.append(self._bind_socket(socket))
+        addresses.append(self._bind_tcp(listen))
+        await self._server.start()
+        if self._socket is not None:
+            self._socket.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        return addresses
+
+    def _bind_socket(self, path: Path) -> str:
+        path.unlink(missing_ok=True)  # a leftover: the home's lock is ours, so nobody listens on it
+        address = f"unix:{path}"
+        self._bind(address)
+        self._socket = path
+        return address
+
+    def _bind_tcp(self, listen: str) -> str:
+        host, _, port = listen.rpartition(":")
+        if port == "0":
+            return f"{host}:{self._bind(listen)}"
+        self._bind(listen)
+        return listen
+
+    def _bind(self, address: str) -> int:
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise FailedPreconditionError(
+                f"cannot listen for gRPC on {address}: the address is in use or not of this machine;"
+                " set [grpc] listen in config.toml or TASKFORGE_GRPC_LISTEN",
+                reason="ADDRESS_IN_USE",
+                metadata={"address": address},
+            ) from error
+        return port
+
+    async def serve(self) -> None:
+        """Answer health checks with SERVING."""
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self) -> None:
+        """Tell probes that new work is not wanted."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop accepting, let calls finish for `grace_s`, then cut them. Idempotent."""
+        async with asyncio.timeout(grace_s + 5):
+            await self._server.stop(grace_s)
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+            self._socket = None
