@@ -486,6 +486,8 @@ def _is_utf8(raw: bytes) -> bool:
 
 
 def _charset(response: aiohttp.ClientResponse) -> str:
+    if "charset" not in response.headers.get("Content-Type", "").lower():
+        return "utf-8"
     try:
         name = codecs.lookup(response.charset or "utf-8").name
     except LookupError:

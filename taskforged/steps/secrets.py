@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TypeGuard
 from urllib.parse import quote, quote_plus
 
@@ -40,9 +41,11 @@ async def resolve_references(value: Json, lookup: SecretLookup) -> tuple[Json, f
         NotFoundError: a secret does not exist; `metadata["secret"]` is its name.
         InvalidArgumentError: a reference is malformed.
     """
-    names = sorted(set(_names(value)))
-    secrets = {name: await _look_up(name, lookup) for name in names}
-    return (_fill(value, secrets) if secrets or _holds_concat(value) else value), frozenset(secrets.values())
+    text = to_text(value)
+    if f'"{_SECRET}"' not in text and f'"{_CONCAT}"' not in text:
+        return value, frozenset()  # most have none: one search through the text is cheaper than the walk
+    secrets = {name: await _look_up(name, lookup) for name in sorted(set(_names(value)))}
+    return _fill(value, secrets), frozenset(secrets.values())
 
 
 async def _look_up(name: str, lookup: SecretLookup) -> str:
@@ -69,12 +72,6 @@ def _names(value: Json) -> Iterator[str]:
             yield from _names(child)
 
 
-def _holds_concat(value: Json) -> bool:
-    if isinstance(value, dict):
-        return _is_reference(value, _CONCAT) or any(map(_holds_concat, value.values()))
-    return isinstance(value, list) and any(map(_holds_concat, value))
-
-
 def _fill(value: Json, secrets: Mapping[str, str]) -> Json:
     if _is_reference(value, _SECRET):
         return secrets[value[_SECRET]]
@@ -99,20 +96,20 @@ def mask(value: Json, used_values: Iterable[str]) -> Json:
 
     A number that spells a secret becomes a masked text, too. Masking base64 leaves a text that no longer decodes.
     """
-    forms = sorted({form for secret in used_values for form in _forms(secret)})
-    if not _suspicious(value, forms):
+    forms = {form: escaped for secret in used_values for form, escaped in _known_forms(secret)}
+    if not forms or not _suspicious(value, forms.values()):
         return value
-    return _mask(value, forms, numeric=any(form.strip("0123456789.eE+-") == "" for form in forms))
+    return _mask(value, sorted(forms), numeric=any(form.strip("0123456789.eE+-") == "" for form in forms))
 
 
-def _suspicious(value: Json, forms: list[str]) -> bool:
+def _suspicious(value: Json, escaped_forms: Iterable[str]) -> bool:
     # Nearly no output holds an echo. One search through its JSON is a hundred times faster than a search through each
     # of its strings; it may find too much (across the border of two strings), never too little.
     try:
         text = to_text(value)
     except TypeError:
-        return bool(forms)
-    return any(to_text(form)[1:-1] in text for form in forms)
+        return True
+    return any(form in text for form in escaped_forms)
 
 
 def _mask(value: Json, forms: list[str], *, numeric: bool) -> Json:
@@ -158,6 +155,20 @@ def _merged(spans: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield start, end
             start, end = next_start, next_end
     yield start, end
+
+
+@lru_cache(maxsize=256)
+def _known_forms(secret: str) -> tuple[tuple[str, str], ...]:
+    # Cached, since computing them costs as much as a request. The values stay in memory for it, which they do anyway:
+    # Python can neither wipe a text nor keep it from being copied.
+    return tuple((form, _as_in_json(form)) for form in sorted(set(_forms(secret))))
+
+
+def _as_in_json(form: str) -> str:
+    try:
+        return to_text(form)[1:-1]
+    except TypeError:
+        return ""  # half a character, which no JSON holds: fits everywhere, so that the walk decides
 
 
 def _forms(secret: str) -> Iterator[str]:
