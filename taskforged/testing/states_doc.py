@@ -101,17 +101,19 @@ def _diagram(table: Mapping[_S, Mapping[Kind, _S]], first: _S) -> str:
 
 
 def _meanings(meanings: Mapping[_S, str], table: Mapping[_S, Mapping[Kind, _S]]) -> str:
-    rows = [f"| `{state}` | {meanings[state]} | {'' if row else 'yes'} |" for state, row in table.items()]
+    rows: list[str] = [f"| `{state}` | {meanings[state]} | {'' if row else 'yes'} |" for state, row in table.items()]
     return "\n".join(["| state | meaning | final |", "|---|---|---|", *rows, ""])
 
 
 def _transitions(table: Mapping[_S, Mapping[Kind, _S]]) -> str:
-    rows = [f"| `{state}` | `{kind}` | `{after}` |" for state, row in table.items() for kind, after in row.items()]
+    rows: list[str] = [
+        f"| `{state}` | `{kind}` | `{after}` |" for state, row in table.items() for kind, after in row.items()
+    ]
     return "\n".join(["| from | entry | to |", "|---|---|---|", *rows, ""])
 
 
 def _movers() -> str:
-    rows = [
+    rows: list[str] = [
         f"| `{kind}` | fact | {_MOVERS[kind]} |" if kind in _MOVERS else f"| `{kind}` | decision | the engine |"
         for kind in Kind
     ]
