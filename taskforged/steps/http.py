@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import NoReturn
 from urllib.parse import urldefrag, urlencode
 
@@ -202,7 +203,7 @@ class HttpExecutor:
             headers=request.headers,
             data=io.BytesIO(body) if body is not None and len(body) > 1 << 20 else body,  # aiohttp warns of big bytes
             allow_redirects=False,
-            skip_auto_headers=() if body else ("Content-Type",),
+            skip_auto_headers=("Content-Type",) if body is None and request.method not in {"GET", "HEAD"} else None,
         )
 
     async def _judge(self, response: aiohttp.ClientResponse, rules: _Rules, used: set[str]) -> Outcome:
@@ -294,7 +295,7 @@ def _request(config: Mapping[str, Json], resolved: Mapping[str, Json], task: Tas
     plain = {name: value for name, value in plain.items() if (config["headers"] or {}).get(name) == value}
     return _Request(
         method=method.upper(),
-        url=url.with_user(None),
+        url=url if url.user is None and url.password is None else url.with_user(None),
         headers=_overlaid(own | _authorization(url), given),
         fallback=_overlaid(own, plain),
         body=body,
@@ -377,7 +378,9 @@ def _url(text: Json, query: Json) -> URL:
     return url
 
 
+@lru_cache(maxsize=512)
 def _parsed(text: str) -> URL:
+    # Cached, since a URL object computes its parts when asked and keeps them: most steps call the same URL.
     # A URL that is in order goes out byte for byte as it was written: a signed one may not be normalised.
     return URL(text, encoded=_PLAIN_URL.fullmatch(text) is not None)
 

@@ -302,7 +302,7 @@ class WebhookListener:
             task.cancel()
         if self._active:
             _log.warning("webhooks cut at the end of the grace time", count=len(self._active))
-            await asyncio.wait(self._active)
+            await asyncio.wait(self._active, timeout=self._limits.linger_s)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         task = cast("asyncio.Task[Any]", asyncio.current_task())

@@ -139,6 +139,14 @@ async def test_a_plain_get(http, serve):
     assert "content-type" not in sent.headers
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "purge"])
+async def test_without_a_body_there_is_no_type(http, serve, method):
+    server = await serve(answer())
+    await call(http, server, method=method)
+    assert server.last.method == method.upper()
+    assert "content-type" not in server.last.headers
+
+
 async def test_cookies_are_not_kept_and_connections_are(http, serve):
     server = await serve(answer(headers=["Set-Cookie: a=1"]))
     for _ in range(3):
