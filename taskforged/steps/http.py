@@ -444,12 +444,11 @@ def _origin_text(url: URL) -> str:
 
 
 async def _read(response: aiohttp.ClientResponse, bytes_max: int) -> tuple[bytes, bool]:
-    """The body, decompressed, and whether this is all; the connection is closed when it is not."""
+    """The body, decompressed, and whether this is all; aiohttp closes a connection whose rest is left unread."""
     body = bytearray()
     while chunk := await response.content.readany():
         body += chunk
         if len(body) > bytes_max:
-            response.close()
             return bytes(body[:bytes_max]), False
     return bytes(body), True
 

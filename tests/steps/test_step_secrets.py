@@ -140,6 +140,10 @@ def test_what_holds_no_secret_is_not_changed(value):
     assert mask(value, ["a-secret-that-is-not-there"]) == value
 
 
+def test_a_secret_that_overlaps_itself_leaves_no_rest():
+    assert mask("x ababab y", ["abab"]) == "x *** y"
+
+
 def test_each_line_of_a_secret_is_masked():
     secret = "-----BEGIN KEY-----\nMIIabcdef\n  indented9\r\nab\n"
     assert mask("x MIIabcdef y indented9 z ab", [secret]) == "x *** y *** z ab"

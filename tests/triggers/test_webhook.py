@@ -91,7 +91,9 @@ class World:
 
     async def listen(self, **options):
         limits = {name: options.pop(name) for name in list(options) if name in Limits.__slots__}
-        listener = WebhookListener(self.inbox, limits=Limits(**{"linger_s": SHORT, **limits}), **options)
+        listener = WebhookListener(
+            self.inbox, limits=Limits(**{"linger_s": SHORT, "idle_s": 3600, **limits}), **options
+        )
         await listener.start()
         self.listeners.append(listener)
         return listener
