@@ -8,10 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.taskforge-dev
+PYTEST := $(BIN)/python -m pytest -q -o asyncio_default_fixture_loop_scope=function
 PROTOS := $(wildcard protos/taskforge/v1/*.proto)
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=$(1) --mypy_grpc_out=$(1) $(PROTOS)
+  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
 .PHONY: help
 help: ## show this
@@ -33,11 +34,11 @@ demo: $(STAMP) ## see it work: a GitHub release, verified, stored, run, watched,
 
 .PHONY: test
 test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## run the tests that need no daemon process
-	@$(BIN)/python -m pytest -q --ignore=tests/crash $(ARGS)
+	@$(PYTEST) --ignore=tests/crash $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, import directions, protos
@@ -70,7 +71,7 @@ bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARG
 
 .PHONY: soak
 soak: $(STAMP) ## the crash tests for longer (CYCLES=200)
-	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(BIN)/python -m pytest -q -s -p no:randomly --timeout=3600 tests/crash/test_kill9.py
+	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(PYTEST) -s -p no:randomly --timeout=3600 tests/crash/test_kill9.py
 
 .PHONY: clean
 clean: ## remove what was made here, .venv too

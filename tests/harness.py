@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -67,9 +67,19 @@ class DaemonError(AssertionError):
     """The daemon did not do what the test needs; carries the end of its log."""
 
 
+class Kill(NamedTuple):
+    """When a daemon was killed: just before the signal, and when it was surely dead; monotonic and wall clock."""
+
+    before: float
+    after: float
+    wall_before: float
+    wall_after: float
+
+
 def _with_token(details: Any, token: str) -> Any:
+    """Put the token into a call, and let it wait for a connection: after a restart the channel is still backing off."""
     pairs = [*(details.metadata or ()), ("authorization", f"Bearer {token}")]
-    return details._replace(metadata=grpc.aio.Metadata(*pairs))
+    return details._replace(metadata=grpc.aio.Metadata(*pairs), wait_for_ready=True)
 
 
 class _UnaryToken(grpc.aio.UnaryUnaryClientInterceptor):
@@ -114,8 +124,7 @@ class Daemon:
         self.wrapper = list(wrapper)
         self.process: subprocess.Popen[bytes] | None = None
         self.info: dict[str, Any] = {}
-        self.kills: list[float] = []
-        """Monotonic times of the kills, each taken just before the signal."""
+        self.kills: list[Kill] = []
         self.starts: list[float] = []
         self.ready_s: list[float] = []
         """How long each start took until GetInfo was answered."""
@@ -201,10 +210,20 @@ class Daemon:
         return int(self.info["pid"])
 
     def kill(self) -> None:
-        """SIGKILL; answers when the process is gone."""
-        self.kills.append(time.monotonic())
+        """SIGKILL, also while it is still starting; answers when the process is gone."""
+        monotonic, wall = time.monotonic(), time.time()
         self._signal(signal.SIGKILL)
         self._reap(5.0)
+        self.kills.append(Kill(monotonic, time.monotonic(), wall, time.time()))
+
+    def start_and_kill(self, after_s: float) -> None:
+        """Start and kill `after_s` later, ready or not."""
+        self.info = {}
+        self.process = self.spawn()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(after_s)
+            raise DaemonError(f"the daemon ended by itself:\n{self.tail()}")
+        self.kill()
 
     def terminate(self, *, wait: bool = True) -> int | None:
         """SIGTERM; answers the exit code.
@@ -364,7 +383,7 @@ async def start_run(
     deadline = time.monotonic() + give_up_s
     while True:
         try:
-            answer = await daemon.runs.StartRun(request, timeout=10, wait_for_ready=True)
+            answer = await daemon.runs.StartRun(request, timeout=10)
             return str(answer.run.id)
         except grpc.aio.AioRpcError as error:
             if error.code() not in RETRYABLE or time.monotonic() > deadline:
