@@ -1,6 +1,7 @@
 """Webhooks against a real daemon: proof, duplicates, verdicts, what is kept and what is told."""
 
 import asyncio
+import io
 import json
 import uuid
 
@@ -181,7 +182,7 @@ async def test_bad_json_is_refused_and_kept(hooked):
 async def test_a_body_over_the_limit_is_413(hooked):
     body = b'{"pad": "' + b"x" * (1 << 20) + b'"}'
     async with aiohttp.ClientSession() as session:
-        async with session.post(f"{hooked.http}/hooks/default/github", data=body) as answer:
+        async with session.post(f"{hooked.http}/hooks/default/github", data=io.BytesIO(body)) as answer:
             assert answer.status == 413
 
 
