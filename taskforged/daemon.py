@@ -15,7 +15,6 @@ import os
 import secrets as random_source
 import signal
 import socket
-import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -42,7 +41,7 @@ from taskforged.rpc.server import Controls, RpcServer
 from taskforged.steps.http import HttpExecutor
 from taskforged.store.database import HomeLock
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Store
+from taskforged.store.store import SQLITE_VERSION, Connection, Store
 from taskforged.triggers.webhook import Limits, WebhookListener
 
 __all__ = ["EXIT_DISK", "Daemon", "run_daemon"]
@@ -76,9 +75,7 @@ class Daemon:
         self._clock = clock or Clock()
         self._stop = asyncio.Event()
         self._exit_code = 0
-        self.info = Info(
-            version=__version__, pid=os.getpid(), home=str(config.home), sqlite_version=sqlite3.sqlite_version
-        )
+        self.info = Info(version=__version__, pid=os.getpid(), home=str(config.home), sqlite_version=SQLITE_VERSION)
 
     def request_stop(self) -> None:
         """Begin to drain. Idempotent."""
@@ -130,7 +127,7 @@ class Daemon:
             await store.journal.execute(lambda c: c.execute(QUERIES["stop_boot"], row))
         _log.info("daemon.stopped", exit_code=self._exit_code)
 
-    def _record_boot(self, connection: sqlite3.Connection) -> int:
+    def _record_boot(self, connection: Connection) -> int:
         row = (self._clock.now(), os.getpid(), __version__)
         epoch = connection.execute(QUERIES["insert_boot"], row).lastrowid
         assert epoch is not None

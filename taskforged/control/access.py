@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import re
 import secrets
-import sqlite3
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from taskforged.errors import (
     Violation,
 )
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Store
+from taskforged.store.store import Connection, Store
 
 __all__ = ["GRANTS", "Access", "Principal", "Role", "TokenRecord", "new_credential"]
 
@@ -165,8 +164,16 @@ class Access:
             self._touched[record.id] = now
         return Principal(record.id, record.name, record.role, record.namespace_no)
 
-    def is_live(self, token_id: str) -> bool:
-        """Whether a token still works: asked by streams that outlive the check at their start."""
+    def check_live(self, principal: Principal) -> None:
+        """Check again for a stream that outlives the check at its start.
+
+        Raises:
+            UnauthenticatedError: the token has been revoked or has expired since.
+        """
+        if not self._is_live(principal.token_id):
+            raise UnauthenticatedError("the token has been revoked or has expired")
+
+    def _is_live(self, token_id: str) -> bool:
         record = self._tokens.get(token_id)
         return record is not None and record.revoked_at is None and (record.expires_at or 1 << 62) > self._clock.now()
 
@@ -249,10 +256,10 @@ class Access:
 
     def _is_last_admin(self, record: TokenRecord) -> bool:
         others = (token for token in self._tokens.values() if token.id != record.id)
-        return not any(t.role is Role.ADMIN and t.namespace_no is None and self.is_live(t.id) for t in others)
+        return not any(t.role is Role.ADMIN and t.namespace_no is None and self._is_live(t.id) for t in others)
 
 
-def _revoke(connection: sqlite3.Connection, now: int, token_id: str) -> None:
+def _revoke(connection: Connection, now: int, token_id: str) -> None:
     connection.execute(QUERIES["revoke_token"], (now, token_id))
 
 

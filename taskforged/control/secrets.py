@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from taskforged.clock import Clock
 from taskforged.errors import CorruptStoreError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Store
+from taskforged.store.store import Connection, Store
 
 __all__ = ["SecretRecord", "Secrets"]
 
@@ -59,7 +58,7 @@ class Secrets:
         self._forget(namespace_no, name)
         return record
 
-    def _save(self, connection: sqlite3.Connection, namespace_no: int, name: str, value: str, now: int) -> SecretRecord:
+    def _save(self, connection: Connection, namespace_no: int, name: str, value: str, now: int) -> SecretRecord:
         known = connection.execute(QUERIES["secret"], (namespace_no, name)).fetchone()
         version = 1 if known is None else known[1] + 1
         created_at = now if known is None else known[4]
@@ -120,7 +119,7 @@ class Secrets:
             raise NotFoundError(f"the secret {name} is not set", metadata={"secret": name})
 
 
-def _delete(connection: sqlite3.Connection, namespace_no: int, name: str) -> int:
+def _delete(connection: Connection, namespace_no: int, name: str) -> int:
     return connection.execute(QUERIES["delete_secret"], (namespace_no, name)).rowcount
 
 

@@ -7,7 +7,6 @@ that changes it, so that starting a run needs no query. Compiled definitions are
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArg
 from taskforged.language import compile_definition
 from taskforged.language.definition import Definition, WebhookTrigger
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Store
+from taskforged.store.store import Connection, Store
 
 __all__ = ["Applied", "LiveWorkflow", "Route", "VersionRecord", "Workflows"]
 
@@ -260,7 +259,7 @@ def _paths(definition: Definition) -> list[tuple[str, str]]:
 
 
 def _save_version(
-    connection: sqlite3.Connection,
+    connection: Connection,
     workflow: LiveWorkflow,
     version: VersionRecord,
     paths: Sequence[tuple[str, str]],
@@ -281,7 +280,7 @@ def _save_version(
         connection.execute(QUERIES["insert_webhook"], (workflow.namespace_no, path, workflow.no, trigger_id))
 
 
-def _delete_workflow(connection: sqlite3.Connection, workflow: LiveWorkflow, now: int) -> None:
+def _delete_workflow(connection: Connection, workflow: LiveWorkflow, now: int) -> None:
     if connection.execute(QUERIES["open_runs_of_workflow"], (workflow.no,)).fetchone()[0]:
         raise FailedPreconditionError(
             f"workflow {workflow.name!r} has open runs; wait for them or cancel them first",

@@ -20,7 +20,6 @@ from taskforged.errors import (
     InternalError,
     PermissionDeniedError,
     TaskforgeError,
-    UnauthenticatedError,
 )
 from taskforged.rpc.errors import to_status
 
@@ -129,8 +128,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             try:
                 principal = self._admit(method, context)
                 async for response in inner(request, context):
-                    if not self._access.is_live(principal.token_id):
-                        raise UnauthenticatedError("the token has been revoked or has expired")
+                    self._access.check_live(principal)
                     yield response
             except TaskforgeError as error:
                 await _abort(context, error)

@@ -1,0 +1,1 @@
+"""Step executors: the code that has effects, behind the protocol of `base`."""

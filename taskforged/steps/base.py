@@ -83,9 +83,11 @@ class StepExecutor(Protocol):
     name: str
 
     async def execute(self, task: Task) -> Outcome:
-        """Try once. Must honour `task.timeout_s` (answering `Failed("timeout", …, retryable=True)`) and must stop
-        its effect when cancelled, letting `CancelledError` through. Any other exception is a bug and is recorded
-        as a failure that is not retryable.
+        """Try once.
+
+        Must honour `task.timeout_s` (answering `Failed("timeout", …, retryable=True)`) and must stop its effect when
+        cancelled, letting `CancelledError` through. Any other exception is a bug and is recorded as a failure that is
+        not retryable.
         """
 
     async def close(self) -> None:

@@ -13,10 +13,12 @@ from taskforged.store.journal import Journal
 from taskforged.store.sql import QUERIES
 from taskforged.store.threads import ConnectionThread
 
-__all__ = ["Row", "Store"]
+__all__ = ["SQLITE_VERSION", "Connection", "Row", "Store"]
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
+Connection: TypeAlias = sqlite3.Connection
+SQLITE_VERSION = sqlite3.sqlite_version
 
 READERS = 2
 """Read-only connections: one would let a slow list hold up a watcher; more would only compete for two cores."""

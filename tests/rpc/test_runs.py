@@ -102,7 +102,9 @@ async def test_equal_definitions_at_once_make_one_version(daemon):
 async def test_an_invalid_definition_answers_every_problem_and_stores_nothing(daemon):
     flow, _ = stubs(daemon)
     source = "name: bad\nsteps:\n  - id: one\n    htp: {url: x}\n  - id: two\n    transform: {x: '${{ inptu.n }}'}\n"
-    error = await refused(flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source=source)), grpc.StatusCode.INVALID_ARGUMENT)
+    error = await refused(
+        flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source=source)), grpc.StatusCode.INVALID_ARGUMENT
+    )
     found = violations(error)
     assert len(found) >= 2
     assert all(text.startswith("line ") for _, text in found)
@@ -197,7 +199,9 @@ async def test_a_batch_is_all_or_none_and_keeps_its_order(shared):
     shown = (await run.GetRun(runs.GetRunRequest(run_id=started.run_ids[123]))).run
     assert json.loads(shown.output_json) == {"n": 124}
     bad = [*good[:3], runs.StartRunRequest(workflow="add", input_json='{"n": "x"}')]
-    error = await refused(run.BatchStartRuns(runs.BatchStartRunsRequest(requests=bad)), grpc.StatusCode.INVALID_ARGUMENT)
+    error = await refused(
+        run.BatchStartRuns(runs.BatchStartRunsRequest(requests=bad)), grpc.StatusCode.INVALID_ARGUMENT
+    )
     assert violations(error)[0][0] == "requests[3].$.n"
     assert len(await shared.list_runs()) == 500
 
@@ -302,7 +306,9 @@ async def test_a_workflow_with_open_runs_cannot_be_deleted(daemon):
     await refused(flow.GetWorkflow(workflows.GetWorkflowRequest(name="nap")), grpc.StatusCode.NOT_FOUND)
     assert (await run.GetRun(runs.GetRunRequest(run_id=started.id))).run.workflow == "nap"
     assert (await run.ListRuns(runs.ListRunsRequest())).runs[0].workflow == "nap"
-    again = await flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source="name: nap\nsteps:\n  - {id: x, sleep: 1s}\n"))
+    again = await flow.ApplyWorkflow(
+        workflows.ApplyWorkflowRequest(source="name: nap\nsteps:\n  - {id: x, sleep: 1s}\n")
+    )
     assert again.version.number == 1
 
 

@@ -72,7 +72,9 @@ def test_a_database_of_another_program_is_refused(path):
         connect_writer(path)
 
 
-@pytest.mark.parametrize("content", [b"this is no database at all, only text " * 200, b"SQLite format 3\0" + b"\xff" * 8000])
+@pytest.mark.parametrize(
+    "content", [b"this is no database at all, only text " * 200, b"SQLite format 3\0" + b"\xff" * 8000]
+)
 def test_a_file_that_is_no_database_is_refused_with_a_clear_message(path, content):
     path.write_bytes(content)
     with pytest.raises(CorruptStoreError, match="cannot be used"):
@@ -93,7 +95,9 @@ def test_a_migration_that_fails_half_way_leaves_nothing(path, monkeypatch):
     from taskforged.store import database
 
     good = migrations()
-    broken = database.Migration(len(good) + 1, "broken", "CREATE TABLE half (x INTEGER);\nINSERT INTO nowhere VALUES (1);\n")
+    broken = database.Migration(
+        len(good) + 1, "broken", "CREATE TABLE half (x INTEGER);\nINSERT INTO nowhere VALUES (1);\n"
+    )
     connect_writer(path).close()
     monkeypatch.setattr(database, "migrations", lambda: [*good, broken])
     with pytest.raises(CorruptStoreError):
@@ -139,14 +143,22 @@ def test_a_query_name_cannot_stand_twice():
         parse_queries("-- a --\nSELECT 1\n-- a --\nSELECT 2\n")
 
 
-HOT = {"queued_commands": "commands_queued", "claimed_commands": "commands_claimed", "due_timers": "timers_by_due",
-       "run_by_request": "runs_by_request", "history_after": "PRIMARY KEY", "run_by_id": "sqlite_autoindex_runs"}
+HOT = {
+    "queued_commands": "commands_queued",
+    "claimed_commands": "commands_claimed",
+    "due_timers": "timers_by_due",
+    "run_by_request": "runs_by_request",
+    "history_after": "PRIMARY KEY",
+    "run_by_id": "sqlite_autoindex_runs",
+}
 
 
 @pytest.mark.parametrize("name", sorted(HOT))
 def test_hot_queries_go_by_their_index(path, name):
     connection = connect_writer(path)
-    plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[name]}", [1] * QUERIES[name].count("?")))
+    plan = " ".join(
+        row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[name]}", [1] * QUERIES[name].count("?"))
+    )
     connection.close()
     assert HOT[name] in plan
     assert "TEMP B-TREE" not in plan
