@@ -89,10 +89,7 @@ class Checker:
         self._expect(self._shadow == outcome.run, "the fold of the history is not the state")
         changed = {key for key, step in self._shadow.steps.items() if steps_before.get(key) != step}
         self._expect(changed <= outcome.touched, f"touched lacks {sorted(changed - outcome.touched)}")
-        for fact in facts:
-            self._close(fact)
-        for index, command in enumerate(outcome.commands):
-            self._obey(command, is_last=index == len(outcome.commands) - 1)
+        self._keep_books(facts, outcome.commands)
         self._check_books()
         self._check_steps()
 
@@ -165,11 +162,26 @@ class Checker:
         is_once = isinstance(spec, ActivitySpec) and spec.effect is Effect.ONCE
         self._expect(not is_once, f"{event.step} has the effect `once` and was queued again after a lost attempt")
 
+    def _keep_books(self, facts: Sequence[Fact], commands: Sequence[Command]) -> None:
+        """Enter facts and commands.
+
+        One call may start, stop and end the same thing, so the order is: what it opens, what was started, what it
+        stops, what has ended.
+        """
+        for command in commands:
+            if isinstance(command, Execute | SetTimer):
+                self._open(command)
+        for fact in facts:
+            if isinstance(fact, AttemptStarted):
+                self._expect(fact.command not in self._started, f"command {fact.command} was started twice")
+                self._started.add(fact.command)
+        for index, command in enumerate(commands):
+            self._stop(command, is_last=index == len(commands) - 1)
+        for fact in facts:
+            self._close(fact)
+
     def _close(self, fact: Fact) -> None:
         match fact:
-            case AttemptStarted(command=seq):
-                self._expect(seq not in self._started, f"command {seq} was started twice")
-                self._started.add(seq)
             case AttemptCompleted() | AttemptFailed() | AttemptLost() | AttemptCancelled():
                 self._expect(fact.command in self._started, f"command {fact.command} ended without a start")
                 self._expect(self.commands.pop(fact.command, None) is not None, "a result was accepted twice")
@@ -178,31 +190,36 @@ class Checker:
             case _:
                 pass
 
-    def _obey(self, command: Command, *, is_last: bool) -> None:
+    def _open(self, command: Execute | SetTimer) -> None:
         match command:
             case Execute(seq, step):
                 event = self._event_of(seq)
                 self._expect(event.kind in _EXECUTE_KINDS and event.step == step, f"{command} does not fit {event}")
                 self._expect(seq not in self.commands and seq not in self._started, f"{command} came twice")
                 self.commands[seq] = step
-            case Withdraw(seq):
-                self._expect(seq not in self._started, f"{command}, which was started")
-                self._expect(self.commands.pop(seq, None) is not None, f"{command}, which is not open")
-            case CancelExecution(seq):
-                self._expect(seq in self.commands and seq in self._started, f"{command}, which is not executed")
-                self._asked.add(seq)
             case SetTimer(seq, at):
                 event = self._event_of(seq)
                 due = event.body.get("at", event.body.get("timeout_at"))
                 self._expect(event.kind in _TIMER_KINDS and due == at, f"{command} does not fit {event}")
                 self._expect(seq not in self.timers, f"{command} came twice")
                 self.timers[seq] = at
+
+    def _stop(self, command: Command, *, is_last: bool) -> None:
+        match command:
+            case Withdraw(seq):
+                self._expect(seq not in self._started, f"{command}, which was started")
+                self._expect(self.commands.pop(seq, None) is not None, f"{command}, which is not open")
+            case CancelExecution(seq):
+                self._expect(seq in self.commands and seq in self._started, f"{command}, which is not executed")
+                self._asked.add(seq)
             case ClearTimer(seq):
                 self._expect(self.timers.pop(seq, None) is not None, f"{command}, which is not open")
             case FinishRun(state):
                 self._expect(is_last and not self._finished, "FinishRun must be the last command of all")
                 self._expect(state is self._shadow.state, f"FinishRun says {state}")
                 self._finished = True
+            case _:
+                pass
 
     def _event_of(self, seq: int) -> HistoryEvent:
         self._expect(0 < seq <= len(self.history), f"there is no event {seq}")
