@@ -82,7 +82,8 @@ class Outcome(NamedTuple):
     Attributes:
         run: the new state.
         history: the events recorded, in order.
-        commands: what the host has to do once these events are on disk, in order.
+        commands: what the host has to do once these events are on disk, in order. A later fact of the same call may
+            have ended what an earlier one opened or asked to stop, so a command may name what is no longer open.
         touched: keys of the steps whose state changed.
     """
 
