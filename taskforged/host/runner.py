@@ -296,15 +296,22 @@ class Runner:
         if entry.committing or not entry.mailbox:
             return
         self._idle.pop(entry.no, None)
+        entry.committing = True  # from here on the mailbox only fills: a slot given back below may bring mail at once
         step = self._advance(entry)
         if not step.history:
-            self._acknowledge(step.taken)
-            self._settle_entry(entry)
+            self._nothing_new(entry, step)
             return
-        entry.committing = True
         change = self._change(entry, step, None)
         future = self._store.journal.submit(Write[None](changes=[change]))
         future.add_done_callback(lambda done: self._on_commit(entry, step, change, done))
+
+    def _nothing_new(self, entry: _Entry, step: _Step) -> None:
+        entry.committing = False
+        self._acknowledge(step.taken)
+        if entry.mailbox:
+            self._pump(entry)
+        else:
+            self._settle_entry(entry)
 
     # --- one step forward --------------------------------------------------------------------------------------------
 
@@ -312,23 +319,35 @@ class Runner:
         """Apply everything in the mailbox, and claim slots for what it leads to."""
         step = _Step(entry.run, [], [], set(), [], {})
         now = self._clock.now()
-        while entry.mailbox:
-            letter = entry.mailbox.popleft()
-            if letter.fact is not _Nothing:
-                try:
-                    step = self._apply(entry, step, letter.fact, now)
-                except IllegalEventError as error:
-                    self._illegal(entry, letter, error)
-                    continue
-            step.taken.append(letter)
+        letters = list(entry.mailbox)
+        entry.mailbox.clear()
+        try:
+            step = self._apply(entry, step, [letter.fact for letter in letters if letter.fact is not _Nothing], now)
+            step.taken.extend(letters)
+        except IllegalEventError:  # at least one of them is stale: find out which
+            for letter in letters:
+                step = self._apply_alone(entry, step, letter, now)
         return self._claim_at_once(entry, step, now)
 
-    def _apply(self, entry: _Entry, step: _Step, fact: Fact, now: int) -> _Step:
-        outcome = apply(entry.model, step.run, (fact,), now)
-        if isinstance(fact, AttemptStarted):
-            step.claims[fact.command] = fact.epoch
-        elif isinstance(fact, (AttemptCompleted, AttemptFailed, AttemptLost, AttemptCancelled)):
-            self.dispatcher.release((entry.no, fact.command))
+    def _apply_alone(self, entry: _Entry, step: _Step, letter: _Letter, now: int) -> _Step:
+        try:
+            if letter.fact is not _Nothing:
+                step = self._apply(entry, step, [letter.fact], now)
+        except IllegalEventError as error:
+            self._illegal(entry, letter, error)
+            return step
+        step.taken.append(letter)
+        return step
+
+    def _apply(self, entry: _Entry, step: _Step, facts: Sequence[Fact], now: int) -> _Step:
+        if not facts:
+            return step
+        outcome = apply(entry.model, step.run, facts, now)
+        for fact in facts:
+            if isinstance(fact, AttemptStarted):
+                step.claims[fact.command] = fact.epoch
+            elif isinstance(fact, (AttemptCompleted, AttemptFailed, AttemptLost, AttemptCancelled)):
+                self.dispatcher.release((entry.no, fact.command))
         step.history.extend(outcome.history)
         step.commands.extend(outcome.commands)
         step.touched.update(outcome.touched)
@@ -340,7 +359,7 @@ class Runner:
             if isinstance(command, Execute) and command.seq in step.run.commands:
                 key = (entry.no, command.seq)
                 if self.dispatcher.try_take(key):
-                    step = self._apply(entry, step, AttemptStarted(command.seq, self.epoch), now)
+                    step = self._apply(entry, step, [AttemptStarted(command.seq, self.epoch)], now)
         return step
 
     def _illegal(self, entry: _Entry, letter: _Letter, error: IllegalEventError) -> None:

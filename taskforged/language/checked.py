@@ -7,7 +7,7 @@ github.com/google/cel-spec, proto/cel/expr/checked.proto and syntax.proto, and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -45,13 +45,17 @@ class Checked:
     loops: int
 
 
-def read_checked(serialised: bytes) -> Checked:
-    """Read the bytes that `Expression.serialize()` answers."""
+def read_checked(serialised: bytes, declared: Container[str]) -> Checked:
+    """Read the bytes that `Expression.serialize()` answers.
+
+    `declared` tells variables from the other names that are recorded with them, such as the type `int`.
+    """
     message = _last(serialised, 2)
     names: dict[int, str] = {}
     for entry in _all(message, 2):
         name = _last(_last(entry, 2), 1).decode()
-        names[_number(entry, 1)] = name
+        if name in declared:
+            names[_number(entry, 1)] = name
     positions = {_number(entry, 1): _number(entry, 2) for entry in _all(_last(message, 5), 4)}
     walker = _Walker(names, positions)
     is_path = walker.walk(_last(message, 4))

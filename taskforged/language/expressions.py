@@ -196,9 +196,12 @@ class Compiler:
     input_schema: Json
     problems: list[Violation]
     _env: cel.Env = field(init=False)
+    _declared: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._env = _environment(self.step_ids)
+        steps = (f"steps.{step}.{name}" for step in self.step_ids for name in _STEP_FIELDS)
+        self._declared = frozenset(_ROOTS).union(steps)
+        self._env = _environment(self._declared)
 
     def compile(self, source: str, origin: Origin, names: Names, *, want_bool: bool = False) -> Expression | None:
         """Compile one expression; None when it is faulty, the faults are in `problems`."""
@@ -213,7 +216,7 @@ class Compiler:
         except RuntimeError as error:
             self._explain(str(error), source, origin, names)
             return None
-        checked = read_checked(program.serialize())
+        checked = read_checked(program.serialize(), self._declared)
         known = [self._check(reference, source, origin, names) for reference in checked.references]
         fault = _type_fault(program, want_bool=want_bool) or _loops_fault(checked)
         if fault:
@@ -332,9 +335,8 @@ class _NoScope:
 _NO_SCOPE = _NoScope()
 
 
-def _environment(step_ids: Iterable[str]) -> cel.Env:
-    variables = dict.fromkeys(_ROOTS, cel.Type.DYN)
-    variables |= {f"steps.{step}.{name}": cel.Type.DYN for step in step_ids for name in _STEP_FIELDS}
+def _environment(declared: Iterable[str]) -> cel.Env:
+    variables = dict.fromkeys(sorted(declared), cel.Type.DYN)
     extensions = [ext_strings.ExtStrings(), ext_math.ExtMath(), ext_optional.ExtOptional(), ext_encoders.ExtEncoders()]
     return cel.NewEnv(variables=variables, extensions=extensions)
 

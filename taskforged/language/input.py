@@ -6,6 +6,7 @@ references), so no input can make a regular expression explode.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -131,7 +132,7 @@ def _fill(schema: Json, value: Json) -> Json:
     filled = {key: _fill(properties[key], part) if key in properties else part for key, part in value.items()}
     for name, part in properties.items():
         if name not in filled and isinstance(part, dict) and "default" in part:
-            filled[name] = _fill(part, part["default"])
+            filled[name] = _fill(part, copy.deepcopy(part["default"]))
     return filled
 
 

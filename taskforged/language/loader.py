@@ -60,6 +60,7 @@ _NOT_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 _FORBIDDEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
 )
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _FORBIDDEN_VALUE = re.compile("[\x00\ud800-\udfff]")
 _INT64 = 2**63
 
@@ -232,10 +233,11 @@ class _Composer:
     def _scalar(self, event: yaml.ScalarEvent) -> None:
         at = self._begin(event, len(event.value))
         plain = event.style is None or event.style == ""
-        node = ScalarNode(at, _from_mark(event.end_mark), event.value, event.value, plain)
+        text = _join_surrogates(event.value)
+        node = ScalarNode(at, _from_mark(event.end_mark), text, text, plain)
         if plain:
             self._resolve(node)
-        elif _FORBIDDEN_VALUE.search(event.value):
+        elif _FORBIDDEN_VALUE.search(text):
             self._problem("the text contains NUL or half of a surrogate pair, which JSON stores cannot hold", at)
         self._remember(event.anchor, node, len(event.value) + _NODE_SIZE)
         self._add(node)
@@ -322,6 +324,13 @@ class _Composer:
 
     def _problem(self, message: str, at: Position) -> None:
         self._problems.append(Violation(self._path(), message, at.line, at.column))
+
+
+def _join_surrogates(text: str) -> str:
+    r"""Answer the text with escapes such as `"\ud83d\ude80"`, JSON's way to write one character, made one character."""
+    if not _SURROGATE_PAIR.search(text):
+        return text
+    return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
 
 def _tag_message(tag: str) -> str:

@@ -231,7 +231,7 @@ class Templates:
     def _as_text(self, value: Expression, part: _Inserted, node: ScalarNode, path: str) -> Expression:
         if isinstance(value, Static):
             return self._static_text(value, node, path, part.offset)
-        return AsText(value, part.source.strip(), Origin(path, node, self.document, part.offset).position())
+        return AsText(value, part.source.strip(), self._position(part, node, path))
 
     def _inserted(self, part: _Inserted, node: ScalarNode, path: str, names: Names, *, secrets: bool) -> Expression:
         origin = Origin(path, node, self.document, part.offset)
@@ -241,7 +241,8 @@ class Templates:
         compiled = self.compiler.compile(part.source, origin, names)
         if compiled is None:
             return _FAULTY
-        return _Guarded(compiled, part.source.strip(), origin.position()) if secrets else compiled
+        position = self._position(part, node, path)
+        return _Guarded(compiled, part.source.strip(), position) if secrets else compiled
 
     def _secret(self, found: re.Match[str], origin: Origin, *, allowed: bool) -> Expression:
         line, column = origin.at(found.start(1) if allowed else 0)
@@ -258,6 +259,10 @@ class Templates:
             self._problem(key, join(path, key.text), 0, f"the key {key.text} is reserved for references to secrets")
         if "${{" in key.text:
             self._problem(key, join(path, key.text), 0, "a key cannot contain an expression")
+
+    def _position(self, part: _Inserted, node: ScalarNode, path: str) -> str:
+        lead = len(part.source) - len(part.source.lstrip())
+        return Origin(path, node, self.document, part.offset + lead).position()
 
     def _parts(self, node: ScalarNode, path: str) -> list[_Part]:
         try:

@@ -83,7 +83,7 @@ class RunChange:
 
 def chain_hash(previous: bytes, event: HistoryEvent, body: bytes) -> bytes:
     """Answer SHA-256 over the previous hash and everything that is recorded of the event."""
-    head = f"{event.sequence}|{event.at}|{event.kind.value}|{event.step}|{event.attempt}|"
+    head = f"{event.sequence}|{event.at}|{event.kind}|{event.step}|{event.attempt}|"
     return hashlib.sha256(previous + head.encode() + body).digest()
 
 
