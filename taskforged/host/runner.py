@@ -487,10 +487,13 @@ class Runner:
         """
         entry.attempts.pop(seq, None)
         fact: Fact
-        if done.cancelled():
-            if self._stopping:
-                return  # the next boot decides
+        if done.cancelled() and self._stopping:
+            return  # the next boot decides
+        if done.cancelled() and done.cancelling():
             fact = AttemptCancelled(seq)
+        elif done.cancelled():  # by something inside it, and not by us
+            message = "the executor gave up by itself"
+            fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
         elif (error := done.exception()) is not None:
             _log.error("executor.bug", run=entry.run.run_id, step=key, exc_info=error)
             message = f"the executor failed in an unexpected way: {type(error).__name__}"
