@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.taskforge-dev
-PYTEST := $(BIN)/python -m pytest -q -o asyncio_default_fixture_loop_scope=function
+PYTEST := $(BIN)/python -m pytest -q
 PROTOS := $(wildcard protos/taskforge/v1/*.proto)
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
