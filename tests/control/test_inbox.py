@@ -10,13 +10,27 @@ import pytest
 from harness import github_headers, github_payload
 from taskforge.v1 import (
     event_pb2,
-    event_service_pb2 as events,
-    event_service_pb2_grpc as events_grpc,
     run_pb2,
+)
+from taskforge.v1 import (
+    event_service_pb2 as events,
+)
+from taskforge.v1 import (
+    event_service_pb2_grpc as events_grpc,
+)
+from taskforge.v1 import (
     run_service_pb2 as runs,
+)
+from taskforge.v1 import (
     secret_service_pb2 as secrets,
+)
+from taskforge.v1 import (
     secret_service_pb2_grpc as secrets_grpc,
+)
+from taskforge.v1 import (
     workflow_service_pb2 as workflows,
+)
+from taskforge.v1 import (
     workflow_service_pb2_grpc as workflows_grpc,
 )
 

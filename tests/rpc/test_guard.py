@@ -12,8 +12,9 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
-import taskforged.rpc.server  # registers every service
-from taskforge.v1 import token_pb2, token_service_pb2 as tokens, token_service_pb2_grpc as tokens_grpc
+from taskforge.v1 import token_pb2
+from taskforge.v1 import token_service_pb2 as tokens
+from taskforge.v1 import token_service_pb2_grpc as tokens_grpc
 
 from taskforged import errors
 from taskforged.control.access import GRANTS, Role

@@ -7,14 +7,25 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from harness import start_run
 from taskforge.v1 import (
     run_pb2,
+)
+from taskforge.v1 import (
     run_service_pb2 as runs,
+)
+from taskforge.v1 import (
     run_service_pb2_grpc as runs_grpc,
+)
+from taskforge.v1 import (
     secret_service_pb2 as secrets,
+)
+from taskforge.v1 import (
     secret_service_pb2_grpc as secrets_grpc,
+)
+from taskforge.v1 import (
     workflow_service_pb2 as workflows,
+)
+from taskforge.v1 import (
     workflow_service_pb2_grpc as workflows_grpc,
 )
 
