@@ -13,6 +13,7 @@ from taskforge.v1 import (
     event_service_pb2,
     event_service_pb2_grpc,
     run_pb2,
+    run_service_pb2,
     secret_service_pb2,
     secret_service_pb2_grpc,
 )
@@ -123,7 +124,9 @@ async def _check(daemon: Daemon, sender: Sender) -> None:
     assert {run.state for run in ended.values()} == {run_pb2.Run.STATE_SUCCEEDED}
     stored = await daemon.list_runs()
     assert {run.id for run in stored} == run_ids, "a run that no acknowledged delivery started"
-    assert {run.id: run.event_id for run in stored} == {runs[0]: event for event, runs in runs_of.items()}
+    for event, (run_id,) in runs_of.items():
+        found = (await daemon.runs.GetRun(run_service_pb2.GetRunRequest(run_id=run_id), timeout=20)).run
+        assert found.event_id == event, f"{run_id} belongs to {found.event_id}, but {event} was answered with it"
     accepted = await _accepted_events(daemon)
     assert accepted == runs_of.keys()
     duplicates = sum(status == 200 for answers in sender.answers.values() for status, _, _ in answers)
