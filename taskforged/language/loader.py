@@ -234,6 +234,8 @@ class _Composer:
         at = self._begin(event, len(event.value))
         plain = event.style is None or event.style == ""
         text = _join_surrogates(event.value)
+        if event.tag is not None and event.tag.startswith("!"):  # reported; most likely `!x` is meant as text
+            text, plain = f"{event.tag} {text}".rstrip(), False
         node = ScalarNode(at, _from_mark(event.end_mark), text, text, plain)
         if plain:
             self._resolve(node)

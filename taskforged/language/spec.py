@@ -139,10 +139,7 @@ class _HeaderValue(Template):
 
 
 def _build_http(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> ActivitySpec:
-    names = [name.lower() for name in values.get("headers", {})]
-    for name in values.get("headers", {}):
-        if names.count(name.lower()) > 1:
-            context.problem(node, join(join(path, "headers"), name), f"the header {name!r} is given twice")
+    _check_header_names(node.get("headers"), join(path, "headers"), context)
     config: dict[str, Expression] = {
         "method": Static(values.get("method", "GET")),
         "url": values["url"],
@@ -156,6 +153,15 @@ def _build_http(values: dict[str, Any], node: MappingNode, path: str, context: C
     if "form" in values:
         config["form"] = _map_tree(values["form"])
     return ActivitySpec("http", _map_tree(config))
+
+
+def _check_header_names(node: Node | None, path: str, context: Context) -> None:
+    """Header names do not care for case, so YAML's check for duplicate keys is not enough."""
+    seen: set[str] = set()
+    for name, (key, _) in node.entries.items() if isinstance(node, MappingNode) else ():
+        if name.lower() in seen:
+            context.problem(key, join(path, name), f"the header {name!r} is given twice")
+        seen.add(name.lower())
 
 
 def _map_tree(entries: dict[str, Expression]) -> MapTree:

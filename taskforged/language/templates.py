@@ -48,6 +48,11 @@ class _Inserted:
     source: str
     offset: int
 
+    @property
+    def start(self) -> int:
+        """Where the expression itself begins, after the spaces."""
+        return self.offset + len(self.source) - len(self.source.lstrip())
+
 
 _Part: TypeAlias = "str | _Inserted"
 
@@ -230,7 +235,7 @@ class Templates:
 
     def _as_text(self, value: Expression, part: _Inserted, node: ScalarNode, path: str) -> Expression:
         if isinstance(value, Static):
-            return self._static_text(value, node, path, part.offset)
+            return self._static_text(value, node, path, part.start)
         return AsText(value, part.source.strip(), self._position(part, node, path))
 
     def _inserted(self, part: _Inserted, node: ScalarNode, path: str, names: Names, *, secrets: bool) -> Expression:
@@ -261,8 +266,7 @@ class Templates:
             self._problem(key, join(path, key.text), 0, "a key cannot contain an expression")
 
     def _position(self, part: _Inserted, node: ScalarNode, path: str) -> str:
-        lead = len(part.source) - len(part.source.lstrip())
-        return Origin(path, node, self.document, part.offset + lead).position()
+        return Origin(path, node, self.document, part.start).position()
 
     def _parts(self, node: ScalarNode, path: str) -> list[_Part]:
         try:
