@@ -111,6 +111,7 @@ def _listed_run(view: RunView, row: RunRow) -> run_pb2.Run:
         version=row.version,
         state=run_state(row.state),
         trigger=row.trigger,
+        event_id=row.event_id or "",
         sequence=row.sequence,
         create_time=stamp(row.created_at),
         start_time=stamp(row.started_at),

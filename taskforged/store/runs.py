@@ -20,7 +20,7 @@ _PAGE = 1000
 
 
 class RunRow(NamedTuple):
-    """A row of `runs`."""
+    """A row of `runs`, with the id of the event that started it."""
 
     no: int
     id: str
@@ -38,6 +38,7 @@ class RunRow(NamedTuple):
     created_at: int
     started_at: int | None
     ended_at: int | None
+    event_id: str | None
 
 
 class LoadedRun(NamedTuple):
@@ -142,6 +143,7 @@ def _list_query(wanted: RunFilter, limit: int) -> tuple[str, list[Any]]:
     if wanted.states:
         clauses.append(f"state IN ({', '.join('?' * len(wanted.states))})")
         parameters.extend(wanted.states)
-    columns = ", ".join(RunRow._fields)
+    event_id = "(SELECT e.id FROM events e WHERE e.no = runs.event_no)"
+    columns = ", ".join((*RunRow._fields[:-1], event_id))
     sql = f"SELECT {columns} FROM runs WHERE {' AND '.join(clauses)} ORDER BY no DESC LIMIT ?"  # noqa: S608
     return sql, [*parameters, limit]

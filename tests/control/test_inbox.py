@@ -93,7 +93,7 @@ async def test_a_release_is_verified_stored_and_run(hooked):
     assert json.loads(run.output_json) == {"tag": "0.0.1", "sender": "Codertocat", "kind": "release"}
     assert (run.event_id, run.trigger, run.correlation_id) == (event.id, "release", event.id)
     listed = await hooked.runs.ListRuns(runs.ListRunsRequest(event_id=event.id))
-    assert [one.id for one in listed.runs] == answer["run_ids"]
+    assert [(one.id, one.event_id) for one in listed.runs] == [(run.id, event.id)]
     assert (await hooked.runs.VerifyRun(runs.VerifyRunRequest(run_id=run.id))).intact
 
 

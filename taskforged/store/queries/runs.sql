@@ -35,15 +35,18 @@ DELETE FROM timers WHERE run_no = ? AND sequence = ?
 
 -- run_by_id --
 SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
-  request_id, request_digest, created_at, started_at, ended_at FROM runs WHERE id = ?
+  request_id, request_digest, created_at, started_at, ended_at,
+  (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE id = ?
 
 -- run_by_no --
 SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
-  request_id, request_digest, created_at, started_at, ended_at FROM runs WHERE no = ?
+  request_id, request_digest, created_at, started_at, ended_at,
+  (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE no = ?
 
 -- run_by_request --
 SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
-  request_id, request_digest, created_at, started_at, ended_at FROM runs WHERE namespace_no = ? AND request_id = ?
+  request_id, request_digest, created_at, started_at, ended_at,
+  (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE namespace_no = ? AND request_id = ?
 
 -- history_after --
 SELECT sequence, at, kind, step, attempt, body, hash FROM history WHERE run_no = ? AND sequence > ?
