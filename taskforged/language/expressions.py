@@ -118,6 +118,8 @@ class _Cel:
             return _Converter().convert(result)
         except _NoJsonError as error:
             raise ExpressionError(self.source, self.position, str(error)) from None
+        except MemoryError:
+            raise ExpressionError(self.source, self.position, "it needs too much memory") from None
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             # Budgets are raised as RuntimeError; the others are values that the binding cannot take or give.
             raise ExpressionError(self.source, self.position, _readable(str(error))) from None
