@@ -107,7 +107,7 @@ async def test_what_outlasts_the_grace_time_is_done_again(effects: EffectServer)
 @pytest.mark.timeout(60)
 async def test_a_second_signal_ends_at_once(daemon: Daemon, effects: EffectServer) -> None:
     await daemon.apply(DEFINITION)
-    run_id = await start_run(daemon, "work", {"url": f"{effects.url}/slow?ms=8000", "nap": "1ms"})
+    run_id = await start_run(daemon, "work", {"url": f"{effects.url}/slow?ms=3000", "nap": "1ms"})
     await _until_called(effects, 1)
     daemon.terminate(wait=False)
     async with asyncio.timeout(10):
