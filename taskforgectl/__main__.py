@@ -1,0 +1,103 @@
+"""`taskforgectl`: the root command, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from taskforgectl import __version__
+from taskforgectl.errors import EXIT_INTERRUPTED, EXIT_USAGE, CliError, RemoteError
+from taskforgectl.lazy import LazyGroup
+from taskforgectl.options import Settings, global_options
+from taskforgectl.render.safe import safe_line, safe_lines
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "init": "Make a home: folder, configuration, key, token.",
+    "up": "Start the daemon in the background.",
+    "down": "Stop the daemon.",
+    "status": "Show whether the daemon runs, and where.",
+    "workflow": "Apply, check and show workflows.",
+    "run": "Start, watch, show and cancel runs.",
+    "event": "Show what webhooks delivered and what became of it.",
+    "secret": "Set and delete secrets.",
+    "token": "Create and revoke credentials.",
+    "stats": "Show the daemon's counters.",
+    "version": "Show the version.",
+}
+
+_EPILOG = """\
+\b
+Exit codes: 0 done; 1 failed, also the run that was waited for; 2 usage; 3 not
+found; 4 not permitted; 5 daemon unreachable; 6 conflict; 130 interrupted.
+"""
+
+
+def _root() -> click.Command:
+    root = LazyGroup(
+        "taskforgectl",
+        lazy=_COMMANDS,
+        params=global_options(hidden=False),
+        help="Taskforge's command line: noun, then verb.",
+        epilog=_EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    return click.version_option(__version__, prog_name="taskforgectl")(root)
+
+
+def main() -> NoReturn:
+    """Run a command and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # replaced by something that is not a text file
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = _root().main(prog_name="taskforgectl", standalone_mode=False, obj=Settings())
+        sys.stdout.flush()
+    except CliError as error:
+        return _fail(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "taskforgectl"
+        return _fail(CliError(error.format_message(), hint=f"see `{path} --help`", code=EXIT_USAGE))
+    except click.ClickException as error:
+        return _fail(CliError(error.format_message(), code=error.exit_code))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return _pipe_closed()
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: CliError) -> int:
+    """Tell what is wrong. Messages may hold a server's text, hence the cleaning."""
+    click.echo(f"error: {safe_lines(error.message)}", err=True)
+    for violation in error.violations if isinstance(error, RemoteError) else ():
+        line = safe_line(violation.describe())
+        if line not in safe_line(error.message):  # often the message is the only violation
+            click.echo(f"  {line}", err=True)
+    if error.hint:
+        click.echo(f"hint: {safe_lines(error.hint)}", err=True)
+    return error.code
+
+
+def _pipe_closed() -> int:
+    """The reader, `head` for example, has seen enough: end like a program that SIGPIPE ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains while it flushes at exit
+    return 128 + signal.SIGPIPE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`taskforgectl init`: make a home."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import string
+from pathlib import Path
+
+import click
+
+from taskforgectl.errors import CliError
+from taskforgectl.home import Home
+from taskforgectl.options import Settings, Verb
+from taskforgectl.render.output import echo
+
+__all__ = ["command"]
+
+_TOKEN_ID = string.ascii_lowercase + "234567"
+_TOKEN_SECRET = string.ascii_letters + string.digits
+
+_CONFIG = """\
+# Taskforge's settings. A line that is commented out shows the default.
+# Each setting is also a variable, TASKFORGE_SECTION_KEY, which wins over this file.
+
+[grpc]
+# Address of the control plane. Loopback only; port 0 picks a free one.
+# listen = "127.0.0.1:7420"
+
+[http]
+# Address of webhooks and health checks. Loopback only; port 0 picks a free one.
+# listen = "127.0.0.1:7421"
+# Bytes of a webhook's body.
+# body_max = 1048576
+# Open connections of webhook senders.
+# connections_max = 1024
+
+[executor]
+# Steps at work at once.
+# pool_size = 64
+# Seconds that running steps have to finish at shutdown.
+# grace = 10.0
+
+[store]
+# FULL or NORMAL. NORMAL is faster and loses the newest commits at a power cut.
+# synchronous = "FULL"
+
+[log]
+# Least severity that is logged: debug, info, warning, error.
+# level = "info"
+# auto, json or pretty. auto: pretty on a terminal, else JSON lines.
+# format = "auto"
+"""
+
+
+@click.command("init", cls=Verb)
+@click.pass_obj
+def command(settings: Settings) -> None:
+    """Make a home: folder, configuration, key, token. What is there already is left alone."""
+    home = Home(settings.home)
+    made = [home.path] if _make_folder(home.path) else []
+    kept = [] if made else [home.path]
+    for path, content in _files(home):
+        (made if _write_new(path, content) else kept).append(path)
+    if settings.output == "table":
+        _report(home, made, kept)
+    elif settings.output == "name":
+        echo(str(home.path))
+    else:
+        report = {"home": str(home.path), "made": [str(p) for p in made], "left_alone": [str(p) for p in kept]}
+        click.echo(json.dumps(report, indent=2))  # JSON is YAML as well
+
+
+def _files(home: Home) -> list[tuple[Path, str]]:
+    key = base64.b64encode(secrets.token_bytes(32)).decode()
+    return [(home.config, _CONFIG), (home.master_key, key + "\n"), (home.token_file, _new_token() + "\n")]
+
+
+def _new_token() -> str:
+    token_id = "".join(secrets.choice(_TOKEN_ID) for _ in range(12))
+    secret = "".join(secrets.choice(_TOKEN_SECRET) for _ in range(43))  # 43 * log2(62) = 256 bits
+    return f"tfk_{token_id}_{secret}"
+
+
+def _make_folder(path: Path) -> bool:
+    """Make the folder; answers False when it is there.
+
+    Raises:
+        CliError: it cannot be made, or others can read it. A daemon would refuse it as well.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise CliError(f"{path} is there and is not a folder", hint="name another one with --home") from None
+        if path.stat().st_mode & 0o077:
+            raise CliError(f"{path} is open to other users", hint=f"close it with `chmod 700 {path}`") from None
+        return False
+    except OSError as error:
+        raise CliError(f"cannot make {path}: {error.strerror}") from None
+    path.chmod(0o700)  # whatever the umask
+    return True
+
+
+def _write_new(path: Path, content: str) -> bool:
+    """Write a file that only its owner can read; answers False when there is one, which stays as it is."""
+    if path.exists():
+        return False
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        os.link(temporary, path)  # fails where a rename would replace what somebody else made meanwhile
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def _report(home: Home, made: list[Path], kept: list[Path]) -> None:
+    for path in made:
+        echo(f"made        {path}")
+    for path in kept:
+        echo(f"left alone  {path}")
+    if home.master_key in made:
+        echo(f"\nBack up {home.master_key}: without it stored secrets are lost.")
+    echo("\nNext: taskforgectl up")

@@ -1,0 +1,93 @@
+"""`taskforgectl secret`: values that workflows use and nobody reads back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from taskforge.v1 import secret_service_pb2 as pb
+from taskforge.v1.secret_service_pb2_grpc import SecretServiceStub
+
+from taskforgectl.connection import Connection
+from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.lazy import Noun
+from taskforgectl.options import Settings
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.output import echo, note, show_item, show_list
+from taskforgectl.render.plain import plain
+from taskforgectl.render.tables import Column, local_time, show_table
+
+__all__ = ["command"]
+
+
+@click.group("secret", cls=Noun)
+def command() -> None:
+    """Set and delete secrets."""
+
+
+@command.command("set")
+@click.argument("name")
+@click.option("--value-file", "file", metavar="FILE", help="Take the value from a file; - is stdin.")
+@click.pass_obj
+def set_(settings: Settings, name: str, file: str | None) -> None:
+    """Create or replace a secret.
+
+    The value comes from --value-file, else from stdin, else from a hidden prompt; never from the command line, where
+    other processes and the shell's history see it. One line feed at the end is not part of it.
+    """
+    value = _read_value(name, file)
+    with Connection(settings) as connection:
+        method = connection.stub(SecretServiceStub).SetSecret
+        request = pb.SetSecretRequest(namespace=settings.namespace, name=name, value=value)
+        item = plain(connection.tell(method, request).secret)
+    show_item(settings, item, key="name", people=lambda one: echo(f"{one['name']}  version {one['version']}  set"))
+
+
+def _read_value(name: str, file: str | None) -> str:
+    if file is None and sys.stdin.isatty():
+        return str(click.prompt(f"Value of {name}", hide_input=True, confirmation_prompt=True, err=True))
+    try:
+        data = sys.stdin.buffer.read() if file in (None, "-") else Path(str(file)).read_bytes()
+        text = data.decode()
+    except OSError as error:
+        raise CliError(f"cannot read {file}: {error.strerror}", code=EXIT_USAGE) from None
+    except UnicodeDecodeError:
+        raise CliError("the value is not UTF-8 text", code=EXIT_USAGE) from None
+    return text.removesuffix("\n").removesuffix("\r")  # editors and echo add it
+
+
+@command.command("list")
+@limit_option
+@click.pass_obj
+def list_(settings: Settings, limit: int) -> None:
+    """List secrets by name. Values are never shown."""
+    with Connection(settings) as connection:
+        stub = connection.stub(SecretServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            request = pb.ListSecretsRequest(namespace=settings.namespace, page_size=size, page_token=token)
+            answer = connection.ask(stub.ListSecrets, request)
+            return answer.secrets, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    columns = [
+        Column("NAME", lambda one: one["name"]),
+        Column("VERSION", lambda one: one["version"]),
+        Column("SET", lambda one: local_time(one["update_time"])),
+    ]
+    empty = "no secrets yet; set one with `taskforgectl secret set NAME`"
+    show_list(settings, rows, key="name", table=lambda items: show_table(settings, items, columns, empty=empty))
+
+
+@command.command("delete")
+@click.argument("name")
+@click.pass_obj
+def delete(settings: Settings, name: str) -> None:
+    """Delete a secret."""
+    with Connection(settings) as connection:
+        method = connection.stub(SecretServiceStub).DeleteSecret
+        connection.tell(method, pb.DeleteSecretRequest(namespace=settings.namespace, name=name))
+    note(settings, f"{name}  deleted")

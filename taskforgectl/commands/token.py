@@ -1,0 +1,97 @@
+"""`taskforgectl token`: credentials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from google.protobuf.duration_pb2 import Duration
+from taskforge.v1 import token_pb2
+from taskforge.v1 import token_service_pb2 as pb
+from taskforge.v1.token_service_pb2_grpc import TokenServiceStub
+
+from taskforgectl.connection import Connection
+from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.lazy import Noun
+from taskforgectl.options import Settings
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.output import echo, show_item, show_list
+from taskforgectl.render.plain import plain
+from taskforgectl.render.tables import Column, local_time, show_table
+
+__all__ = ["command"]
+
+_ROLES = ["admin", "operator", "trigger", "viewer", "worker"]
+_TTL = re.compile(r"(\d{1,6})([smhdw])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@click.group("token", cls=Noun)
+def command() -> None:
+    """Create and revoke credentials."""
+
+
+@command.command("create")
+@click.argument("name")
+@click.option("--role", required=True, type=click.Choice(_ROLES), help="What the bearer may do.")
+@click.option("--for-namespace", "confined_to", metavar="NS", default="", help="Confine the bearer to a namespace.")
+@click.option("--ttl", metavar="SPAN", help="How long it works, for example 12h or 30d. Default: for ever.")
+@click.pass_obj
+def create(settings: Settings, *, name: str, role: str, confined_to: str, ttl: str | None) -> None:
+    """Make a token. Its secret is shown this once."""
+    value = token_pb2.Token.Role.Value(f"ROLE_{role.upper()}")
+    request = pb.CreateTokenRequest(name=name, role=value, namespace=confined_to, ttl=_duration(ttl))
+    with Connection(settings) as connection:
+        answer = connection.tell(connection.stub(TokenServiceStub).CreateToken, request)
+    item = {**plain(answer.token), "secret": answer.secret}
+    show_item(settings, item, key="id", people=lambda one: echo(one["secret"]))
+    if settings.output == "table":  # apart from stdout, so that the secret can be captured alone
+        click.echo(f"token {item['id']} made; keep the secret safe, it is not shown again", err=True)
+
+
+def _duration(ttl: str | None) -> Duration | None:
+    if ttl is None:
+        return None
+    found = _TTL.fullmatch(ttl)
+    if found is None or not int(found[1]):
+        raise CliError(f"--ttl {ttl!r} is not a span", hint="for example 90m, 12h, 30d, 4w", code=EXIT_USAGE)
+    return Duration(seconds=int(found[1]) * _UNIT_S[found[2]])
+
+
+@command.command("list")
+@limit_option
+@click.pass_obj
+def list_(settings: Settings, limit: int) -> None:
+    """List tokens, newest first."""
+    with Connection(settings) as connection:
+        stub = connection.stub(TokenServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            answer = connection.ask(stub.ListTokens, pb.ListTokensRequest(page_size=size, page_token=token))
+            return answer.tokens, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    columns = [
+        Column("TOKEN", lambda one: one["id"]),
+        Column("NAME", lambda one: one["name"]),
+        Column("ROLE", lambda one: one["role"]),
+        Column("NAMESPACE", lambda one: one["namespace"] or "all"),
+        Column("CREATED", lambda one: local_time(one["create_time"])),
+        Column("EXPIRES", lambda one: local_time(one["expire_time"]) or "never"),
+        Column("LAST USED", lambda one: local_time(one["last_use_time"]) or "never"),
+        Column("REVOKED", lambda one: local_time(one["revoke_time"])),
+    ]
+    show_list(settings, rows, key="id", table=lambda items: show_table(settings, items, columns, empty="no tokens"))
+
+
+@command.command("revoke")
+@click.argument("token_id", metavar="TOKEN")
+@click.pass_obj
+def revoke(settings: Settings, token_id: str) -> None:
+    """End a token at once. TOKEN is its id, not its secret."""
+    with Connection(settings) as connection:
+        method = connection.stub(TokenServiceStub).RevokeToken
+        item = plain(connection.ask(method, pb.RevokeTokenRequest(token_id=token_id)).token)
+    show_item(settings, item, key="id", people=lambda one: echo(f"{one['id']}  revoked"))

@@ -1,0 +1,190 @@
+"""The only place that connects: finds the daemon, proves who calls, limits and repeats calls, maps errors."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Self, TypeVar
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported; we never fork without exec
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints what we report better
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from taskforgectl.errors import EXIT_USAGE, CliError, NotRunningError, RemoteError, Violation
+from taskforgectl.home import Home
+from taskforgectl.options import Settings
+
+__all__ = ["Connection"]
+
+_REPEAT_PAUSES_S = (0.1, 0.3, 0.9)
+"""A daemon that restarts is back within a second or two."""
+
+_STREAM_S = 900.0
+"""A stream's deadline. A watcher asks again from where it was, so a daemon that hangs is not waited for for ever."""
+
+_CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),  # the daemon is on this machine
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),  # finds out that the daemon hangs; it permits a ping each 10 s
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+_POSITION = re.compile(r"line (\d+), column (\d+): (.*)", re.DOTALL)
+
+T = TypeVar("T")
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
+
+
+class Connection:
+    """A channel to one daemon. Use as a context manager.
+
+    Raises:
+        NotRunningError: no address is given, and no daemon runs on the home.
+        CliError: there is no token, or the address cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        target = settings.address or _local_address(settings)
+        _check_address(target)
+        token = settings.token or Home(settings.home).token()
+        self._timeout_s = settings.timeout_s
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def stub(self, service: Callable[[grpc.Channel], T]) -> T:
+        """Answer a stub. `service` is a generated `…Stub` class."""
+        return service(self._channel)
+
+    def ask(self, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, extra_s: float = 0.0) -> A:
+        """Call what may be repeated safely; repeat it while the daemon is not to be reached.
+
+        Args:
+            method: of a stub.
+            request: its message.
+            extra_s: how long the daemon may hold the answer back on purpose.
+
+        Raises:
+            RemoteError: the daemon refused, or was not to be reached.
+        """
+        for pause_s in _REPEAT_PAUSES_S:
+            try:
+                return self.tell(method, request, extra_s=extra_s)
+            except RemoteError as error:
+                if error.status != "UNAVAILABLE":
+                    raise
+            time.sleep(pause_s)
+        return self.tell(method, request, extra_s=extra_s)
+
+    def tell(self, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, extra_s: float = 0.0) -> A:
+        """Call once.
+
+        Raises:
+            RemoteError: the daemon refused, or was not to be reached.
+        """
+        timeout_s = self._timeout_s + extra_s
+        try:
+            return method(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise _remote(error, timeout_s) from error
+
+    def stream(self, method: grpc.UnaryStreamMultiCallable[Q, A], request: Q) -> Generator[A, None, None]:
+        """Yield what the daemon sends until it ends. The call is cancelled when the generator is closed.
+
+        Raises:
+            RemoteError: the daemon refused, the stream broke or its time is over.
+        """
+        call = method(request, timeout=_STREAM_S, metadata=self._metadata)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise _remote(error, _STREAM_S) from error
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+
+
+# --- where to --------------------------------------------------------------------------------------------------------
+
+
+def _local_address(settings: Settings) -> str:
+    known = Home(settings.home).run_file()
+    if known is None or not known.grpc:
+        raise NotRunningError(settings.home)
+    return known.grpc[0]
+
+
+def _check_address(address: str) -> None:
+    """Refuse what would carry a token over a network in clear text: this version has no TLS, and daemons no open port.
+
+    Raises:
+        CliError: the address is malformed or not of this machine.
+    """
+    if address.startswith("unix:"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        hint = "use host:port, for example 127.0.0.1:7420, or unix:/path/to/taskforged.sock"
+        raise CliError(f"{address!r} is not an address", hint=hint, code=EXIT_USAGE)
+    if not _is_loopback(host.strip("[]")):
+        hint = f"reach it through SSH: ssh -L {port}:127.0.0.1:{port} {host}, then --address 127.0.0.1:{port}"
+        raise CliError(
+            f"{host} is not this machine, and the token would travel in clear text", hint=hint, code=EXIT_USAGE
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# --- what went wrong -------------------------------------------------------------------------------------------------
+
+
+def _remote(error: Any, timeout_s: float) -> RemoteError:
+    """Answer our error for gRPC's, which is an RpcError and a Call at once: no type of its stubs says so."""
+    status: str = error.code().name
+    message = error.details() or status
+    if status == "DEADLINE_EXCEEDED":
+        message = f"the daemon did not answer within {timeout_s:g} s"
+    elif status == "UNAVAILABLE" and "connect" in message.lower():
+        message = f"the daemon is not to be reached: {message}"
+    return RemoteError(status, message, _violations(error))
+
+
+def _violations(error: Any) -> list[Violation]:
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status: not from a daemon of ours
+        return []
+    request = error_details_pb2.BadRequest()
+    for detail in status.details if status else ():
+        if detail.Unpack(request):
+            return [_violation(one.field, one.description) for one in request.field_violations]
+    return []
+
+
+def _violation(path: str, description: str) -> Violation:
+    found = _POSITION.fullmatch(description)
+    if found is None:
+        return Violation(path, description)
+    return Violation(path, found[3], int(found[1]), int(found[2]))

@@ -1,0 +1,100 @@
+"""How a command fails: a message, a hint, an exit code. Knows gRPC's codes by name, so that `--help` needs no gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+__all__ = [
+    "EXIT_CONFLICT",
+    "EXIT_DENIED",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_NOT_FOUND",
+    "EXIT_OF_STATUS",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "CliError",
+    "NotRunningError",
+    "RemoteError",
+    "Violation",
+    "exit_code",
+]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_DENIED = 4
+EXIT_UNREACHABLE = 5
+EXIT_CONFLICT = 6
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+EXIT_OF_STATUS: Mapping[str, int] = {
+    "INVALID_ARGUMENT": EXIT_USAGE,
+    "NOT_FOUND": EXIT_NOT_FOUND,
+    "UNAUTHENTICATED": EXIT_DENIED,
+    "PERMISSION_DENIED": EXIT_DENIED,
+    "UNAVAILABLE": EXIT_UNREACHABLE,
+    "DEADLINE_EXCEEDED": EXIT_UNREACHABLE,
+    "ALREADY_EXISTS": EXIT_CONFLICT,
+    "ABORTED": EXIT_CONFLICT,
+    "FAILED_PRECONDITION": EXIT_CONFLICT,
+}
+"""Exit codes by status. Scripts rely on them, so they are only ever added to."""
+
+_HINTS: Mapping[str, str] = {
+    "UNAUTHENTICATED": "give a token with --token or TASKFORGE_TOKEN; the administrator's is in HOME/token",
+    "PERMISSION_DENIED": "use a token with a larger role: `taskforgectl token create NAME --role ROLE`",
+    "UNAVAILABLE": "is the daemon running? `taskforgectl status` tells, `taskforgectl up` starts it",
+    "DEADLINE_EXCEEDED": "allow more time with --timeout SECONDS",
+    "INTERNAL": "the daemon's log has the details: HOME/taskforged.log",
+    "UNIMPLEMENTED": "the daemon is older than this program: `taskforgectl version` shows both",
+}
+
+
+def exit_code(status: str) -> int:
+    """Answer the exit code of a status name; what the table does not know has failed."""
+    return EXIT_OF_STATUS.get(status, EXIT_FAILED)
+
+
+class CliError(Exception):
+    """The command cannot go on. `message` says why, `hint` what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "", code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+class NotRunningError(CliError):
+    """No daemon runs on the home."""
+
+    def __init__(self, home: object) -> None:
+        super().__init__(
+            f"the daemon is not running on {home}", hint="start it with `taskforgectl up`", code=EXIT_UNREACHABLE
+        )
+
+
+class Violation(NamedTuple):
+    """One fault of a request: where it is and what is wrong. Line and column count from 1, 0 is unknown."""
+
+    path: str
+    message: str
+    line: int = 0
+    column: int = 0
+
+    def describe(self, source: str = "") -> str:
+        """Answer one line, in the form that editors link to the place: `FILE:L:C: path: message`."""
+        place = f"{source}:{self.line}:{self.column}" if source and self.line else source
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
+
+class RemoteError(CliError):
+    """The daemon refused, or could not be reached. `status` is the name of the gRPC status."""
+
+    def __init__(self, status: str, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(message, hint=_HINTS.get(status, ""), code=exit_code(status))
+        self.status = status
+        self.violations = tuple(violations)

@@ -1,0 +1,74 @@
+"""A run's input from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from taskforgectl.errors import EXIT_USAGE, CliError
+
+__all__ = ["input_json"]
+
+
+def input_json(pairs: Sequence[str], text: str | None, file: str | None) -> str:
+    """Answer the input as JSON text; empty when none was given.
+
+    Text that nothing is added to is passed on as it stands, so that no digit of a number gets lost.
+
+    Args:
+        pairs: `key=value`, on top of the rest; a value that is JSON is taken as JSON, else as text.
+        text: a JSON object.
+        file: a file with a JSON object, or `-` for stdin.
+
+    Raises:
+        CliError: the input is not what it must be.
+    """
+    if text is not None and file is not None:
+        raise CliError("--input-json and --input-file exclude each other", code=EXIT_USAGE)
+    source = "--input-json"
+    if file is not None:
+        text, source = _read(file), file
+    if text is None and not pairs:
+        return ""
+    base = {} if text is None else _parse_object(text, source)
+    if text is not None and not pairs:
+        return text
+    return json.dumps(base | dict(_pair(one) for one in pairs), ensure_ascii=False)
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"cannot read {file}: {error}", code=EXIT_USAGE) from None
+
+
+def _parse_object(text: str, source: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CliError(f"{source} is not JSON: {error}", code=EXIT_USAGE) from None
+    if not isinstance(value, dict):
+        raise CliError(f"{source} must be a JSON object, like {{}}", code=EXIT_USAGE)
+    return value
+
+
+def _pair(pair: str) -> tuple[str, Any]:
+    key, equals, text = pair.partition("=")
+    if not equals or not key:
+        hint = "for example --input name=Ada, --input count=3, --input 'tags=[\"a\"]'"
+        raise CliError(f"--input {pair!r} is not KEY=VALUE", hint=hint, code=EXIT_USAGE)
+    return key, _value(text)
+
+
+def _value(text: str) -> Any:
+    """Answer JSON as its value and anything else as text; `NaN` and `1e999`, which JSON cannot carry, are text."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return text
+    return value

@@ -1,0 +1,47 @@
+"""Groups whose commands are imported when they are used, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from taskforgectl.options import Verb
+
+__all__ = ["LazyGroup", "Noun"]
+
+
+class Noun(click.Group):
+    """A group of verbs."""
+
+    command_class = Verb
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and one line of help.
+
+    Args:
+        lazy: help by command name; the command is `command` of the module `taskforgectl.commands.<name>`.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, str], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        """Answer the names in the order of the table, which is the order of use."""
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command."""
+        if cmd_name not in self._lazy:
+            return None
+        command: click.Command = importlib.import_module(f"taskforgectl.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the overview from the table; click's own would import every command for its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._lazy.items()))

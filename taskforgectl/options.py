@@ -1,0 +1,111 @@
+"""The global options. They may stand before the noun and after the verb; the later one wins."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["Settings", "Verb", "global_options"]
+
+_TIMEOUT_S = 30.0
+_HOME = "~/.taskforge"
+
+
+class Settings:
+    """What the global options and the environment say."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, Any] = {}
+
+    def give(self, name: str, value: Any) -> None:
+        """Take the value of an option."""
+        self._given[name] = value
+
+    def _text(self, name: str) -> str:
+        # Not click's `envvar`: it would be read again at the verb and win over an option before the noun.
+        return str(self._given.get(name) or os.environ.get(f"TASKFORGE_{name.upper()}") or "")
+
+    @property
+    def home(self) -> Path:
+        """The data folder, absolute."""
+        return Path(self._text("home") or _HOME).expanduser().absolute()
+
+    @property
+    def address(self) -> str:
+        """Where the daemon listens. Empty: where its run file says."""
+        return self._text("address")
+
+    @property
+    def token(self) -> str:
+        """The credential. Empty: the one in the home."""
+        return self._text("token").strip()
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that is worked in."""
+        return self._text("namespace") or "default"
+
+    @property
+    def output(self) -> str:
+        """`table`, `json`, `yaml` or `name`."""
+        return str(self._given.get("output") or "table")
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one call may take."""
+        given = self._given.get("timeout")
+        return _TIMEOUT_S if given is None else float(given)
+
+    @property
+    def styled(self) -> bool:
+        """Whether stdout is a terminal that can move its cursor."""
+        return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def color(self) -> bool:
+        """Whether colours are wanted where there is a terminal (no-color.org)."""
+        return not self._given.get("no_color") and not os.environ.get("NO_COLOR")
+
+
+def _take(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    if value is not None and value is not False:
+        assert parameter.name is not None
+        context.ensure_object(Settings).give(parameter.name, value)
+    return value
+
+
+def _option(*names: str, hidden: bool, **attributes: Any) -> click.Option:
+    return click.Option(names, hidden=hidden, expose_value=False, callback=_take, **attributes)
+
+
+def global_options(*, hidden: bool) -> list[click.Parameter]:
+    """Answer the options, anew for each command that has them."""
+    seconds = click.FloatRange(0.1, 86_400)
+    formats = click.Choice(["table", "json", "yaml", "name"])
+    return [
+        _option("--home", hidden=hidden, metavar="DIR", help=f"Data folder (TASKFORGE_HOME; default {_HOME})."),
+        _option(
+            "--address",
+            hidden=hidden,
+            metavar="ADDR",
+            help="Daemon at host:port or unix:/path (TASKFORGE_ADDRESS; default: the one on the home).",
+        ),
+        _option("--token", hidden=hidden, metavar="TOKEN", help="Credential (TASKFORGE_TOKEN; default: HOME/token)."),
+        _option("-n", "--namespace", hidden=hidden, metavar="NS", help="Namespace (TASKFORGE_NAMESPACE)."),
+        _option("-o", "--output", hidden=hidden, type=formats, help="Output format (default table)."),
+        _option("--timeout", hidden=hidden, type=seconds, metavar="SECONDS", help="Limit of each call (default 30)."),
+        _option("--no-color", hidden=hidden, is_flag=True, help="No colours (NO_COLOR)."),
+    ]
+
+
+class Verb(click.Command):
+    """A command that does something; takes the global options, too."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.params.extend(global_options(hidden=True))
+        self.epilog = self.epilog or "Takes the global options as well: see `taskforgectl --help`."

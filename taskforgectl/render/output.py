@@ -1,0 +1,69 @@
+"""Results in the format that `-o` asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from taskforgectl.options import Settings
+from taskforgectl.render.safe import safe_json, safe_line, safe_lines
+
+__all__ = ["Item", "echo", "echo_json_line", "note", "show_item", "show_list"]
+
+Item = Mapping[str, Any]
+
+
+def echo(text: str) -> None:
+    """Write text for people to stdout."""
+    click.echo(safe_lines(text))
+
+
+def note(settings: Settings, text: str) -> None:
+    """Say on stdout what was done, where the format is for people."""
+    if settings.output == "table":
+        echo(text)
+
+
+def show_list(settings: Settings, items: Sequence[Item], *, key: str, table: Callable[[Sequence[Item]], None]) -> None:
+    """Show rows: a JSON array, YAML, the bare keys, or what `table` makes of them."""
+    if settings.output == "name":
+        for item in items:
+            click.echo(safe_line(str(item[key])))
+    elif settings.output == "table":
+        table(items)
+    else:
+        _dump(settings, list(items))
+
+
+def show_item(settings: Settings, item: Item, *, key: str, people: Callable[[Item], None]) -> None:
+    """Show one thing: a JSON object, YAML, its bare key, or what `people` makes of it."""
+    if settings.output == "name":
+        click.echo(safe_line(str(item[key])))
+    elif settings.output == "table":
+        people(item)
+    else:
+        _dump(settings, dict(item))
+
+
+def echo_json_line(item: Item) -> None:
+    """Write one line of a JSON stream."""
+    click.echo(safe_json(json.dumps(item, ensure_ascii=False, separators=(",", ":"))))
+
+
+def _dump(settings: Settings, value: Any) -> None:
+    if settings.output == "yaml":
+        click.echo(_yaml(value), nl=False)
+    else:
+        click.echo(safe_json(json.dumps(value, ensure_ascii=False, indent=2)))
+
+
+def _yaml(value: Any) -> str:
+    import yaml  # noqa: PLC0415  only this format needs it, and it takes a while to load
+
+    text: str = yaml.safe_dump(value, allow_unicode=True, sort_keys=False, width=1000)
+    if text != safe_lines(text):  # the dumper escapes all of it or only what is not printable
+        text = yaml.safe_dump(value, allow_unicode=False, sort_keys=False, width=1000)
+    return text

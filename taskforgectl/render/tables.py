@@ -1,0 +1,133 @@
+"""Tables and details for people: by rich on a terminal, else plain aligned text that tools can cut."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from taskforgectl.options import Settings
+from taskforgectl.render.output import Item, echo
+from taskforgectl.render.safe import safe_line, safe_lines
+
+__all__ = ["STATE_STYLES", "Column", "age", "local_time", "show_details", "show_table"]
+
+STATE_STYLES: Mapping[str, str] = {
+    "SUCCEEDED": "green",
+    "RUNNING": "cyan",
+    "QUEUED": "cyan",
+    "PENDING": "cyan",
+    "RETRYING": "yellow",
+    "WAITING": "yellow",
+    "PAUSED": "yellow",
+    "SCHEDULED": "yellow",
+    "NEEDS_DECISION": "bold yellow",
+    "FAILED": "red",
+    "DEAD": "bold red",
+    "CANCELLED": "magenta",
+    "SKIPPED": "dim",
+    "ACCEPTED": "green",
+    "REJECTED": "red",
+    "ready": "green",
+    "stopped": "red",
+}
+"""Colours of states, of runs, steps, events and the daemon. A state never is told by its colour alone."""
+
+
+class Column(NamedTuple):
+    """One column: its title, and a cell's text."""
+
+    title: str
+    cell: Callable[[Item], Any]
+
+
+def show_table(settings: Settings, items: Sequence[Item], columns: Sequence[Column], *, empty: str) -> None:
+    """Show rows; `empty` says what to do when there are none."""
+    if not items:
+        echo(empty)
+        return
+    rows = [[safe_line(_text(column.cell(item))) for column in columns] for item in items]
+    titles = [column.title for column in columns]
+    if settings.styled:
+        _rich_table(settings, titles, rows)
+    else:
+        echo("\n".join(_aligned([titles, *rows])))
+
+
+def show_details(settings: Settings, pairs: Sequence[tuple[str, Any]]) -> None:
+    """Show labelled values, one per line; empty ones are left out."""
+    known = [(label, safe_lines(_text(value))) for label, value in pairs if value not in (None, "", [], {})]
+    if settings.styled:
+        _rich_details(settings, known)
+        return
+    width = max((len(label) for label, _ in known), default=0)
+    for label, text in known:
+        echo(f"{label:<{width}}  {_indented(text, width + 2)}")
+
+
+def local_time(stamp: str | None) -> str:
+    """Answer an RFC 3339 time to the second, in the local zone."""
+    if not stamp:
+        return ""
+    return dt.datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age(begin: str | None, end: str | None) -> str:
+    """Answer how long something took, or has taken until now."""
+    if not begin:
+        return ""
+    until = dt.datetime.fromisoformat(end) if end else dt.datetime.now(dt.UTC)
+    return span((until - dt.datetime.fromisoformat(begin)).total_seconds())
+
+
+def span(seconds: float) -> str:
+    """Answer a duration with about three digits."""
+    seconds = max(0.0, seconds)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _indented(text: str, width: int) -> str:
+    return text.replace("\n", "\n" + " " * width)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _rich_table(settings: Settings, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415  only terminals need it, and it takes a while to load
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
+    Console(no_color=not settings.color, highlight=False).print(table)
+
+
+def _rich_details(settings: Settings, pairs: Sequence[tuple[str, str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in pairs:
+        table.add_row(Text(label, style="bold"), Text(text, style=STATE_STYLES.get(text, "")))
+    Console(no_color=not settings.color, highlight=False).print(table)
