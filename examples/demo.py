@@ -291,7 +291,8 @@ def prove(demo: Demo, run_ids: list[str]) -> None:
     for run_id in run_ids:
         demo.ctl("run", "verify", run_id)
     demo.ctl("down")
-    check(not demo.daemon_pids(), "the daemon has stopped; nothing is left behind")
+    until("the daemon's process to end", lambda: not demo.daemon_pids())
+    check(not (demo.home / "taskforged.json").exists(), "the daemon has stopped; nothing is left behind")
 
 
 def _interrupted(number: int, _: object) -> NoReturn:
