@@ -7,6 +7,7 @@ visit to the thread. `_execute` is what aiosqlite's own methods are made of; a t
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +17,9 @@ import aiosqlite
 __all__ = ["ConnectionThread"]
 
 T = TypeVar("T")
+
+_END_S = 5.0
+"""How long a thread may take to end; it has nothing left to do."""
 
 
 class ConnectionThread:
@@ -27,7 +31,12 @@ class ConnectionThread:
 
     async def start(self) -> None:
         """Open the connection. What `connect` raises is raised here, and the thread has ended."""
-        await self._proxy
+        try:
+            await self._proxy
+        except BaseException:
+            # aiosqlite tells the thread to end and does not wait; it would report to a loop that is closed by then.
+            await asyncio.to_thread(self._proxy._thread.join, _END_S)  # noqa: SLF001
+            raise
         self._open = True
 
     async def run(self, function: Callable[[sqlite3.Connection], T]) -> T:
