@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ _GLYPHS = {
     "NEEDS_DECISION": "?",
 }
 _FRAMES_PER_S = 8
+_OTHER_LINES = 5
+"""Lines of the view that are not steps; what does not fit on the screen could not be drawn over."""
 
 
 class Viewer(Protocol):
@@ -61,10 +64,10 @@ def open_viewer(settings: Settings, board: Board, refresh: Callable[[], run_pb2.
         yield _JsonLines()
     elif settings.styled:
         console = Console(no_color=not settings.color, highlight=False)
-        view = _LiveView(board, refresh)
-        with Live(console=console, get_renderable=view.render, refresh_per_second=_FRAMES_PER_S) as live:
+        view = _LiveView(board, refresh, rows_max=max(1, console.height - _OTHER_LINES))
+        with Live(console=console, get_renderable=view.render, refresh_per_second=_FRAMES_PER_S):
             yield view
-            live.refresh()
+            view.rows_max = sys.maxsize  # the last frame may scroll
     else:
         yield _PlainLines(board)
 
@@ -110,7 +113,8 @@ def _event_line(event: run_pb2.HistoryEvent) -> str:
 class _LiveView:
     """The header and a line per step, drawn anew several times a second by a thread of rich."""
 
-    def __init__(self, board: Board, refresh: Callable[[], run_pb2.Run]) -> None:
+    def __init__(self, board: Board, refresh: Callable[[], run_pb2.Run], *, rows_max: int) -> None:
+        self.rows_max = rows_max
         self._board = board
         self._refresh = refresh
         self._broken = ""
@@ -145,7 +149,10 @@ class _LiveView:
 
     def _steps(self, now: float) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))
-        for step in list(self._board.steps.values()):  # a copy: the other thread adds steps meanwhile
+        steps = list(self._board.steps.values())  # a copy: the other thread adds steps meanwhile
+        if len(steps) > self.rows_max:
+            table.add_row("", Text(f"… {len(steps) - self.rows_max} earlier steps", style="dim"))
+        for step in steps[-self.rows_max :]:
             table.add_row(*self._row(step, now))
         return table
 

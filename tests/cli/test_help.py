@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from taskforgectl import __version__
+from taskforgectl.__main__ import _COMMANDS
+
+HEAVY = ("grpc", "google", "rich", "yaml", "taskforge", "taskforged")
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_imports_nothing_heavy():
+    done = _python(
+        "import sys\n"
+        "sys.argv = ['taskforgectl', '--help']\n"
+        "from taskforgectl.__main__ import main\n"
+        "try: main()\n"
+        f"finally: print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])\n"
+    )
+    assert "Usage: taskforgectl" in done.stdout, done.stderr
+    assert "LOADED []" in done.stdout
+
+
+def test_the_client_never_imports_the_daemon():
+    done = _python(
+        "import sys, importlib\n"
+        f"for name in {list(_COMMANDS)!r}: importlib.import_module(f'taskforgectl.commands.{{name}}')\n"
+        "print([m for m in sys.modules if m.split('.')[0] == 'taskforged'])\n"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_help_is_quick():
+    def measure(*command: str) -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, timeout=60, check=True)
+        return time.perf_counter() - began
+
+    bare = min(measure("-c", "pass") for _ in range(5))
+    ours = min(measure("-m", "taskforgectl", "--help") for _ in range(5))
+    assert ours - bare < 0.150, f"{ours * 1000:.0f} ms, the bare interpreter {bare * 1000:.0f} ms"
+
+
+@pytest.mark.parametrize("name", list(_COMMANDS))
+def test_every_command_has_help(empty, name):
+    assert f"Usage: taskforgectl {name}" in empty(name, "--help")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bogus"], ["run", "bogus"], ["--bogus"], ["run", "start"], ["run", "list", "--limit", "x"]]
+)
+def test_wrong_usage_is_2(empty, arguments):
+    told = empty.error(*arguments, code=2)
+    assert "hint: see `taskforgectl" in told
+
+
+def test_a_group_without_a_verb_shows_its_verbs(empty):
+    assert "history" in empty.run("run", code=2).stderr
+
+
+def test_version(empty):
+    assert empty("version") == f"taskforgectl {__version__}\n"
+    assert empty("--version").strip().endswith(__version__)
+    assert empty.json("version") == {"version": __version__, "daemon": None}
