@@ -21,6 +21,7 @@ from taskforged.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
     Violation,
 )
@@ -38,6 +39,9 @@ INPUT_MAX = 1 << 20
 """Bytes of a run's input."""
 
 BATCH_MAX = 1000
+WATCHES_MAX = 10_000
+"""Open watches: each costs a stream and some 30 KiB."""
+
 WAIT_S_MAX = 300.0
 _REQUEST_ID_MAX = 128
 _CORRELATION_ID_MAX = 128
@@ -268,6 +272,8 @@ class Runs:
             InvalidArgumentError: the number lies in the future.
             UnavailableError: the daemon is stopping; ask again with the last number seen.
         """
+        if self._feed.count() >= WATCHES_MAX:
+            raise ResourceExhaustedError(f"{WATCHES_MAX:,} watches are open already", retry_after_s=5.0)
         row = await self._row(principal, run_id)
         if not 0 <= after <= row.sequence:
             message = f"must be between 0 and {row.sequence}, the newest sequence of the run"

@@ -7,6 +7,7 @@ reaches a client. Bugs are logged with their trace and answered as INTERNAL.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -23,7 +24,7 @@ from taskforged.errors import (
 )
 from taskforged.rpc.errors import to_status
 
-__all__ = ["NEEDS", "OPEN", "Guard", "caller"]
+__all__ = ["NEEDS", "OPEN", "WHOLE", "Guard", "caller"]
 
 _log = structlog.get_logger(__name__)
 
@@ -63,6 +64,21 @@ NEEDS: dict[str, Role | None] = {
 
 OPEN = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"})
 """Methods for probes, which have no token. They tell whether the daemon serves, and nothing else."""
+
+WHOLE = frozenset(
+    f"{_V1}{name}"
+    for name in (
+        "WorkflowService/ApplyWorkflow",
+        "WorkflowService/SetWorkflowActive",
+        "WorkflowService/DeleteWorkflow",
+        "TokenService/CreateToken",
+        "TokenService/RevokeToken",
+        "SecretService/SetSecret",
+        "SecretService/DeleteSecret",
+    )
+)
+"""Mutations that change memory after their commit. A caller that goes away between the two must not leave, say, a
+revoked token alive, so they run to their end in a task of their own. Runs are created and steered safely without."""
 
 _caller: ContextVar[Principal] = ContextVar("caller")
 
@@ -112,6 +128,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         async def call(request: Message, context: Any) -> Message:
             try:
                 self._admit(method, context)
+                if method in WHOLE:
+                    return await asyncio.shield(asyncio.ensure_future(inner(request, context)))
                 return await inner(request, context)
             except TaskforgeError as error:
                 await _abort(context, error)

@@ -200,3 +200,27 @@ async def test_an_unknown_method_is_unimplemented(daemon):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await made(b"", metadata=daemon.metadata)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_mutation_whose_caller_goes_away_is_whole_or_not_at_all(daemon):
+    """Whatever the moment at which the call is cut: memory and disk agree about which tokens are revoked."""
+    stub = daemon.stub(tokens_grpc.TokenServiceStub)
+    made = [
+        await stub.CreateToken(tokens.CreateTokenRequest(name="ci", role=token_pb2.Token.ROLE_VIEWER))
+        for _ in range(30)
+    ]
+    for index, one in enumerate(made):
+        revoke = stub.RevokeToken(tokens.RevokeTokenRequest(token_id=one.token.id))
+        await asyncio.sleep(index / 5000)
+        revoke.cancel()
+
+    async def revoked():
+        stub = daemon.stub(tokens_grpc.TokenServiceStub)
+        page = await stub.ListTokens(tokens.ListTokensRequest(page_size=1000))
+        return {token.id for token in page.tokens if token.HasField("revoke_time")}
+
+    await asyncio.sleep(0.3)
+    in_memory = await revoked()
+    daemon.restart()
+    await daemon.disconnect()
+    assert await revoked() == in_memory
