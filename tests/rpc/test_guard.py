@@ -18,6 +18,7 @@ from taskforge.v1 import token_service_pb2_grpc as tokens_grpc
 
 from taskforged import errors
 from taskforged.control.access import GRANTS, Role
+from taskforged.rpc import server  # noqa: F401  registers every service
 from taskforged.rpc.errors import CODES, to_status
 from taskforged.rpc.guard import NEEDS
 
