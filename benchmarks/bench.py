@@ -229,6 +229,23 @@ class Client:
             raise RuntimeError(f"{count} runs were started, {found} are stored")
 
 
+class Meter:
+    """Processor time that daemon and load client use for a number of operations: it says what a busy machine hides."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._pid = daemon.pid
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+    def per(self, count: int, what: str) -> str:
+        """The milliseconds for each of `count` operations."""
+        daemon, client = (after - before for after, before in zip(self._now(), self._before, strict=True))
+        return f"CPU per {what}: daemon {daemon / count * 1e3:.2f} ms, client {client / count * 1e3:.2f} ms"
+
+
 @contextlib.asynccontextmanager
 async def serving(*definitions: str) -> AsyncIterator[Client]:
     """A fresh daemon with these workflows, and a client of it."""
@@ -253,10 +270,12 @@ async def bench_pure(b: Bench) -> None:
     count = b.count(8000)
     async with serving(PURE) as client:
         await in_flight(300, lambda n: client.start("pure", f'{{"n":{n}}}', wait=True))
+        meter = Meter(client.daemon)
         began = time.perf_counter()
         _, acks = await in_flight(count, lambda n: client.start("pure", f'{{"n":{n}}}', wait=False))
         await client.until_idle()
         elapsed = time.perf_counter() - began
+        cpu = meter.per(count, "run")
         waited, _ = await in_flight(count // 2, lambda n: client.start("pure", f'{{"n":{n}}}', wait=True))
         await client.check_all_succeeded("pure", 300 + count + count // 2)
     calls = await b.grpc()
@@ -268,7 +287,7 @@ async def bench_pure(b: Bench) -> None:
             6750,
             3 * calls,
             "3 x bare gRPC calls",
-            note=f"{count / elapsed:,.0f} runs/s, ack p99 {percentile(acks, 0.99) * 1e3:.1f} ms",
+            note=f"{count / elapsed:,.0f} runs/s, ack p99 {percentile(acks, 0.99) * 1e3:.1f} ms; {cpu}",
         )
     )
     runs = count // 2 / waited
@@ -281,10 +300,12 @@ async def bench_batch(b: Bench) -> None:
     async with serving(PURE) as client:
         await client.start_batch("pure", '{"n":1}', 200)
         await client.until_idle()
+        meter = Meter(client.daemon)
         began = time.perf_counter()
         await in_flight(batches, lambda _: client.start_batch("pure", '{"n":1}', 1000), 2)
         await client.until_idle()
         elapsed = time.perf_counter() - began
+        cpu = meter.per(batches * 1000, "run")
         await client.check_all_succeeded("pure", 200 + batches * 1000)
     steps = 3000 * batches / elapsed
     b.add(
@@ -295,7 +316,7 @@ async def bench_batch(b: Bench) -> None:
             15_000,
             b.sqlite(100),
             "SQLite, 100 a commit",
-            note=f"{steps / 3:,.0f} runs/s",
+            note=f"{steps / 3:,.0f} runs/s; {cpu}",
         )
     )
 
@@ -307,7 +328,9 @@ async def bench_http(b: Bench) -> None:
         payload = json.dumps({"url": f"http://127.0.0.1:{port}/echo"})
         async with serving(HTTP) as client:
             await in_flight(100, lambda _: client.start("http", payload, wait=True))
+            meter = Meter(client.daemon)
             elapsed, took = await in_flight(count, lambda _: client.start("http", payload, wait=True))
+            cpu = meter.per(count, "run")
             await client.check_all_succeeded("http", 100 + count)
     rate, _ = await b.requests("echo")
     b.add(
@@ -318,7 +341,7 @@ async def bench_http(b: Bench) -> None:
             2700,
             rate,
             "bare aiohttp requests",
-            note=f"{count / elapsed:,.0f} runs/s, run p99 {percentile(took, 0.99) * 1e3:.0f} ms",
+            note=f"{count / elapsed:,.0f} runs/s, run p99 {percentile(took, 0.99) * 1e3:.0f} ms; {cpu}",
         )
     )
 
@@ -363,7 +386,9 @@ async def bench_webhook(b: Bench) -> None:
                         raise RuntimeError(f"{response.status}: {answer[:200]!r}")
 
             await in_flight(300, deliver)
+            meter = Meter(daemon)
             elapsed, took = await in_flight(count, deliver)
+            cpu = meter.per(count, "ack")
         await client.until_idle()
         await client.check_all_succeeded("hook", 300 + count)
     rate, p99 = await b.requests("http")
@@ -375,7 +400,7 @@ async def bench_webhook(b: Bench) -> None:
             2200,
             rate,
             "bare aiohttp server",
-            note=f"{len(body):,} bytes each",
+            note=f"{len(body):,} bytes each; {cpu}",
         )
     )
     b.add(
