@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -53,8 +54,20 @@ def main() -> None:
     sys.exit(_run(config))
 
 
+def _limit_memory(mib: int) -> None:
+    """Bound the address space, so that what an expression allocates inside its C++ runtime is bounded, too.
+
+    CEL bounds iterations and not the size of a text: joining a long list with a long separator multiplies the two.
+    Beyond the limit the allocation fails, and with it the expression's step; without one the kernel would kill us.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = mib << 20 if hard == resource.RLIM_INFINITY else min(mib << 20, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
 def _run(config: Config) -> int:
     configure_logging(config("log", "level"), config("log", "format"))
+    _limit_memory(config("limits", "memory_mib"))
     log = structlog.get_logger("taskforged")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

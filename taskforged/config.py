@@ -87,6 +87,13 @@ SETTINGS: tuple[Setting, ...] = (
         _choice("FULL", "NORMAL"),
         "NORMAL is faster and loses the newest commits at a power cut",
     ),
+    Setting(
+        "limits",
+        "memory_mib",
+        4096,
+        _integer(1536, 1 << 20),
+        "address space in MiB: an expression that would need more fails, instead of the machine",
+    ),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
 )
