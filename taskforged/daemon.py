@@ -244,6 +244,11 @@ def _prepare_home(config: Config) -> None:
             f"{config.home} is open to other users; close it with `chmod 700 {config.home}`", reason="HOME_NOT_PRIVATE"
         )
     if not config.master_key.exists():
+        if config.database.exists():  # a new key would make every stored secret unreadable, silently
+            raise CorruptStoreError(
+                f"{config.master_key} is missing, but {config.database.name} is there: restore the key from a backup."
+                " If it is lost for good, put a new one there (32 random bytes in base64) and set all secrets again"
+            )
         _write_private(config.master_key, base64.b64encode(random_source.token_bytes(32)) + b"\n")
     if not config.token.exists():
         _write_private(config.token, new_credential()[1].encode() + b"\n")
