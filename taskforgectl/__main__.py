@@ -12,7 +12,7 @@ import click
 
 from taskforgectl import __version__
 from taskforgectl.errors import EXIT_INTERRUPTED, EXIT_USAGE, CliError, RemoteError
-from taskforgectl.lazy import LazyGroup
+from taskforgectl.lazy import LazyGroup, PipeClosedError
 from taskforgectl.options import Settings, global_options
 from taskforgectl.render.safe import safe_line, safe_lines
 
@@ -76,7 +76,7 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, PipeClosedError):
         return _pipe_closed()
     return code if isinstance(code, int) else 0
 

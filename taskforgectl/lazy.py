@@ -10,7 +10,11 @@ import click
 
 from taskforgectl.options import Verb
 
-__all__ = ["LazyGroup", "Noun"]
+__all__ = ["LazyGroup", "Noun", "PipeClosedError"]
+
+
+class PipeClosedError(Exception):
+    """The reader of stdout went away."""
 
 
 class Noun(click.Group):
@@ -29,6 +33,17 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, lazy: Mapping[str, str], **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self._lazy = lazy
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a closed pipe is told from other failures, which click would mix with them.
+
+        Raises:
+            PipeClosedError: the reader of stdout went away.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise PipeClosedError from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         """Answer the names in the order of the table, which is the order of use."""

@@ -23,10 +23,10 @@ from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import collect, limit_option
 from taskforgectl.render.board import Board, describe_body
-from taskforgectl.render.live import Viewer, open_viewer
 from taskforgectl.render.output import Item, echo, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, age, local_time, show_details, show_table
+from taskforgectl.render.viewer import Viewer, open_viewer
 
 __all__ = ["command"]
 

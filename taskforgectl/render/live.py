@@ -1,4 +1,4 @@
-"""Watching a run: a live view on a terminal, else one line per event, or one JSON object per event."""
+"""The live view of a run: what a person at a terminal watches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
@@ -16,14 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from taskforge.v1 import run_pb2
 
-from taskforgectl.options import Settings
-from taskforgectl.render.board import Board, StepLine, describe_body, run_state
-from taskforgectl.render.output import echo, echo_json_line
-from taskforgectl.render.plain import plain
+from taskforgectl.render.board import Board, StepLine
 from taskforgectl.render.safe import safe_line
-from taskforgectl.render.tables import STATE_STYLES, local_time, span
+from taskforgectl.render.tables import STATE_STYLES, span
 
-__all__ = ["Viewer", "open_viewer"]
+__all__ = ["LiveView", "live_view"]
 
 _GLYPHS = {
     "SUCCEEDED": "✓",
@@ -41,76 +37,23 @@ _OTHER_LINES = 5
 """Lines of the view that are not steps; what does not fit on the screen could not be drawn over."""
 
 
-class Viewer(Protocol):
-    """Shows what happens to a run."""
-
-    def show(self, events: Sequence[run_pb2.HistoryEvent], run: run_pb2.Run) -> None:
-        """Show new events, oldest first, perhaps none: then the run is only known to live."""
-
-    def interrupted(self, reason: str) -> None:
-        """Show that the stream is broken and is being mended."""
-
-
 @contextlib.contextmanager
-def open_viewer(settings: Settings, board: Board, refresh: Callable[[], run_pb2.Run]) -> Iterator[Viewer]:
-    """Yield the viewer that fits the output.
+def live_view(board: Board, refresh: Callable[[], run_pb2.Run], *, color: bool) -> Iterator[LiveView]:
+    """Yield the view and draw it until the block ends.
 
     Args:
-        settings: tell the format and whether there is a terminal.
         board: the run as it is.
         refresh: answers the run with its steps, for the kinds of steps that were reached meanwhile.
+        color: whether colours are wanted.
     """
-    if settings.output != "table":
-        yield _JsonLines()
-    elif settings.styled:
-        console = Console(no_color=not settings.color, highlight=False)
-        view = _LiveView(board, refresh, rows_max=max(1, console.height - _OTHER_LINES))
-        with Live(console=console, get_renderable=view.render, refresh_per_second=_FRAMES_PER_S):
-            yield view
-            view.rows_max = sys.maxsize  # the last frame may scroll
-    else:
-        yield _PlainLines(board)
+    console = Console(no_color=not color, highlight=False)
+    view = LiveView(board, refresh, rows_max=max(1, console.height - _OTHER_LINES))
+    with Live(console=console, get_renderable=view.render, refresh_per_second=_FRAMES_PER_S):
+        yield view
+        view.rows_max = sys.maxsize  # the last frame may scroll
 
 
-class _JsonLines:
-    """One JSON object per event, for programs."""
-
-    def show(self, events: Sequence[run_pb2.HistoryEvent], run: run_pb2.Run) -> None:  # noqa: ARG002
-        for event in events:
-            echo_json_line(plain(event))
-
-    def interrupted(self, reason: str) -> None:
-        click.echo(f"reconnecting… ({safe_line(reason)})", err=True)
-
-
-class _PlainLines:
-    """One line per event, for logs and pipes."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-        echo(f"{board.run.id}  {board.run.workflow} v{board.run.version}")
-
-    def show(self, events: Sequence[run_pb2.HistoryEvent], run: run_pb2.Run) -> None:
-        for event in events:
-            self._board.apply(event)
-            echo(_event_line(event))
-        if run.HasField("end_time"):
-            took_us = run.end_time.ToMicroseconds() - run.create_time.ToMicroseconds()
-            echo(f"{run.id}  {run_state(run.state)}  {span(took_us / 1e6)}")
-
-    def interrupted(self, reason: str) -> None:
-        click.echo(f"reconnecting… ({safe_line(reason)})", err=True)
-
-
-def _event_line(event: run_pb2.HistoryEvent) -> str:
-    body = plain(event)["body"]
-    attempt = f"attempt {event.attempt}" if event.attempt else ""
-    parts = [event.kind, event.step, attempt, describe_body(event.kind, body)]
-    time_text = local_time(event.create_time.ToJsonString())
-    return "  ".join([time_text, str(event.sequence), *(safe_line(part) for part in parts if part)])
-
-
-class _LiveView:
+class LiveView:
     """The header and a line per step, drawn anew several times a second by a thread of rich."""
 
     def __init__(self, board: Board, refresh: Callable[[], run_pb2.Run], *, rows_max: int) -> None:
@@ -120,7 +63,8 @@ class _LiveView:
         self._broken = ""
         self._spinner = Spinner("dots", style="cyan")
 
-    def show(self, events: Sequence[run_pb2.HistoryEvent], run: run_pb2.Run) -> None:  # noqa: ARG002
+    def show(self, events: Sequence[run_pb2.HistoryEvent], run: run_pb2.Run) -> None:  # noqa: ARG002  as Viewer has it
+        """Take new events."""
         self._broken = ""
         for event in events:
             self._board.apply(event)
@@ -128,6 +72,7 @@ class _LiveView:
             self._board.learn(self._refresh())
 
     def interrupted(self, reason: str) -> None:
+        """Say below the steps that the stream is broken."""
         self._broken = safe_line(reason)
 
     def render(self) -> RenderableType:

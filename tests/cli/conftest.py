@@ -1,122 +1,13 @@
-"""The command line as a process, against a real daemon."""
+"""The command line against a real daemon."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
+from cli.support import FAILS, HELLO, NAP, SHORT_NAPS, Ctl
 from harness import Daemon
-
-HELLO = """\
-name: hello
-input:
-  type: object
-  properties:
-    name: {type: string, minLength: 1, default: world}
-    count: {type: integer}
-    tags: {type: array, items: {type: string}}
-steps:
-  - id: greet
-    transform:
-      text: Hello, ${{ input.name }}!
-output: ${{ steps.greet.output }}
-"""
-NAP = """\
-name: nap
-input:
-  type: object
-  properties: {seconds: {type: integer, default: 60}}
-steps:
-  - id: before
-    transform: {a: 1}
-  - id: nap
-    sleep: 60s
-"""
-SHORT_NAPS = """\
-name: short-naps
-steps:
-  - id: one
-    sleep: 700ms
-  - id: two
-    sleep: 700ms
-  - id: three
-    sleep: 700ms
-"""
-FAILS = """\
-name: fails
-steps:
-  - id: stop
-    fail: nothing works
-"""
-
-
-class Ctl:
-    """Runs `taskforgectl` on a home."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def environment(self, **extra: str) -> dict[str, str]:
-        """The environment without settings from outside."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("TASKFORGE_")}
-        free = {"TASKFORGE_GRPC_LISTEN": "127.0.0.1:0", "TASKFORGE_HTTP_LISTEN": "127.0.0.1:0"}
-        return kept | free | {"TASKFORGE_HOME": str(self.home), "PYTHONWARNINGS": "default"} | extra
-
-    @staticmethod
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "taskforgectl", *arguments]
-
-    def __call__(self, *arguments: str, code: int = 0, stdin: str = "", **extra: str) -> str:
-        """Run it, check the exit code, answer stdout."""
-        return self.run(*arguments, code=code, stdin=stdin, **extra).stdout
-
-    def run(
-        self, *arguments: str, code: int = 0, stdin: str = "", **extra: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            self.command(*arguments),
-            env=self.environment(**extra),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        assert (code in (0, 1)) or done.stdout or done.stderr
-        return done
-
-    def json(self, *arguments: str, code: int = 0, stdin: str = "", **extra: str) -> Any:
-        """Run it with `-o json`, answer the value."""
-        return json.loads(self(*arguments, "-o", "json", code=code, stdin=stdin, **extra))
-
-    def error(self, *arguments: str, code: int, stdin: str = "", **extra: str) -> str:
-        """Run it expecting a failure, answer stderr."""
-        done = self.run(*arguments, code=code, stdin=stdin, **extra)
-        assert done.stderr.startswith("error: "), done.stderr
-        return done.stderr
-
-    def popen(self, *arguments: str, **extra: str) -> subprocess.Popen[str]:
-        """Start it."""
-        return subprocess.Popen(
-            self.command(*arguments),
-            env=self.environment(**extra),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def apply(self, source: str) -> None:
-        """Apply a definition."""
-        self("workflow", "apply", "-f", "-", stdin=source)
 
 
 @pytest.fixture(scope="session")
