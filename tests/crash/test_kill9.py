@@ -19,7 +19,7 @@ from harness import Call, Daemon, EffectServer, Kill, seeded, start_run, wait_un
 from taskforge.v1 import run_pb2, run_service_pb2, system_service_pb2, system_service_pb2_grpc
 
 CYCLES = int(os.environ.get("TASKFORGE_TEST_CYCLES", "20"))
-IN_FLIGHT = 130
+IN_FLIGHT = 180
 IN_FLIGHT_MIN = 50
 CLIENTS = 12
 
@@ -88,7 +88,7 @@ class Load:
                 return
             self._count += 1
             n = self._count
-            payload = {"base": self._effects.url, "n": n, "nap": f"{self._chance.randint(200, 1500)}ms"}
+            payload = {"base": self._effects.url, "n": n, "nap": f"{self._chance.randint(300, 2200)}ms"}
             run_id = await start_run(self._daemon, "mixed", payload)
             assert run_id not in self.inputs, f"{run_id} answered two requests"
             self.inputs[run_id] = n
@@ -164,7 +164,7 @@ def _check_in_flight(kills: list[Kill], runs: list[Any]) -> None:
     spans = [(run.create_time.ToMicroseconds() / 1e6, run.end_time.ToMicroseconds() / 1e6) for run in runs]
     open_at_kill = [sum(created < kill.wall_before < ended for created, ended in spans) for kill in kills]
     print(f"runs in flight at each kill: {open_at_kill}")
-    assert sorted(open_at_kill)[len(kills) // 10] >= IN_FLIGHT_MIN, open_at_kill
+    assert sum(count >= IN_FLIGHT_MIN for count in open_at_kill) >= 0.9 * CYCLES, open_at_kill
 
 
 async def _check_runs(daemon: Daemon, inputs: dict[str, int], calls: dict[str, list[Call]]) -> int:
