@@ -76,8 +76,13 @@ def _run() -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
+    except UnicodeEncodeError:  # bytes of the command line that are not text travel as lone surrogates
+        return _fail(CliError("an argument is not UTF-8 text", code=EXIT_USAGE))
     except (BrokenPipeError, PipeClosedError):
         return _pipe_closed()
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(CliError(f"{place}{error.strerror or error}"))
     return code if isinstance(code, int) else 0
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.files import read_text
 
 __all__ = ["input_json"]
 
@@ -30,20 +29,13 @@ def input_json(pairs: Sequence[str], text: str | None, file: str | None) -> str:
         raise CliError("--input-json and --input-file exclude each other", code=EXIT_USAGE)
     source = "--input-json"
     if file is not None:
-        text, source = _read(file), file
+        text, source = read_text(file), file
     if text is None and not pairs:
         return ""
     base = {} if text is None else _parse_object(text, source)
     if text is not None and not pairs:
         return text
     return json.dumps(base | dict(_pair(one) for one in pairs), ensure_ascii=False)
-
-
-def _read(file: str) -> str:
-    try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"cannot read {file}: {error}", code=EXIT_USAGE) from None
 
 
 def _parse_object(text: str, source: str) -> dict[str, Any]:

@@ -24,7 +24,9 @@ _POLL_S = 0.02
 def command(settings: Settings) -> None:
     """Stop the daemon and wait until it has ended. Running steps get their grace. Does nothing when none runs."""
     if settings.address:
-        raise CliError("down works on a home, not on an address", hint="leave out --address", code=EXIT_USAGE)
+        raise CliError(
+            "down works on a home, not on an address", hint="leave out --address and TASKFORGE_ADDRESS", code=EXIT_USAGE
+        )
     home = Home(settings.home)
     pid = home.daemon_pid()
     if pid is None:

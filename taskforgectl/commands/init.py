@@ -47,6 +47,10 @@ _CONFIG = """\
 # FULL or NORMAL. NORMAL is faster and loses the newest commits at a power cut.
 # synchronous = "FULL"
 
+[limits]
+# Address space in MiB: an expression that would need more fails, instead of the machine.
+# memory_mib = 4096
+
 [log]
 # Least severity that is logged: debug, info, warning, error.
 # level = "info"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from taskforge.v1 import secret_service_pb2 as pb
 from taskforge.v1.secret_service_pb2_grpc import SecretServiceStub
 
 from taskforgectl.connection import Connection
-from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.files import read_text
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import collect, limit_option
@@ -49,14 +48,7 @@ def set_(settings: Settings, name: str, file: str | None) -> None:
 def _read_value(name: str, file: str | None) -> str:
     if file is None and sys.stdin.isatty():
         return str(click.prompt(f"Value of {name}", hide_input=True, confirmation_prompt=True, err=True))
-    try:
-        data = sys.stdin.buffer.read() if file in (None, "-") else Path(str(file)).read_bytes()
-        text = data.decode()
-    except OSError as error:
-        raise CliError(f"cannot read {file}: {error.strerror}", code=EXIT_USAGE) from None
-    except UnicodeDecodeError:
-        raise CliError("the value is not UTF-8 text", code=EXIT_USAGE) from None
-    return text.removesuffix("\n").removesuffix("\r")  # editors and echo add it
+    return read_text(file or "-").removesuffix("\n").removesuffix("\r")  # editors and echo add it
 
 
 @command.command("list")

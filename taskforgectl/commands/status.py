@@ -67,5 +67,5 @@ def _pairs(info: Item) -> list[tuple[str, Any]]:
         ("grpc", "\n".join(info["grpc"])),
         ("http", info["http"]),
         ("ready since", local_time(info["start_time"])),
-        ("starts", info["boot_epoch"]),
+        ("boots", info["boot_epoch"]),
     ]

@@ -26,7 +26,9 @@ _TAIL_LINES = 15
 def command(settings: Settings) -> None:
     """Start the daemon in the background and wait until it is ready. Does nothing when it runs."""
     if settings.address:
-        raise CliError("up works on a home, not on an address", hint="leave out --address", code=EXIT_USAGE)
+        raise CliError(
+            "up works on a home, not on an address", hint="leave out --address and TASKFORGE_ADDRESS", code=EXIT_USAGE
+        )
     home = Home(settings.home)
     deadline = time.monotonic() + settings.timeout_s
     if home.daemon_lives():

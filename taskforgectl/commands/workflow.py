@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,11 @@ from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError, RemoteError, Violation
+from taskforgectl.files import read_text
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import Item, echo, note, show_item, show_list
+from taskforgectl.render.output import Item, echo, echo_text, note, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import Column, local_time, show_details, show_table
@@ -128,11 +128,11 @@ def _sources(files: Sequence[str]) -> Iterator[_Source]:
     """
     for name in files:
         if name == "-":
-            yield _Source("<stdin>", sys.stdin.read())
+            yield _Source("<stdin>", read_text("-"))
         elif Path(name).is_dir():
             yield from _folder(Path(name))
         else:
-            yield _read(Path(name))
+            yield _Source(name, read_text(name))
 
 
 def _folder(path: Path) -> Iterator[_Source]:
@@ -140,18 +140,7 @@ def _folder(path: Path) -> Iterator[_Source]:
     if not found:
         raise CliError(f"{path} has no *.yaml or *.yml files", code=EXIT_USAGE)
     for one in found:
-        yield _read(one)
-
-
-def _read(path: Path) -> _Source:
-    try:
-        return _Source(str(path), path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CliError(f"there is no file {path}", code=EXIT_USAGE) from None
-    except UnicodeDecodeError:
-        raise CliError(f"{path} is not UTF-8 text", code=EXIT_USAGE) from None
-    except OSError as error:
-        raise CliError(f"cannot read {path}: {error.strerror}", code=EXIT_USAGE) from None
+        yield _Source(str(one), read_text(str(one)))
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -201,7 +190,7 @@ def show(settings: Settings, name: str, number: int | None, *, source_only: bool
         version = plain(connection.ask(stub.GetWorkflowVersion, get_version).version)
         workflow = plain(connection.ask(stub.GetWorkflow, get).workflow)
     if source_only:
-        echo(version["source"].rstrip("\n"))
+        echo_text(version["source"])
         return
     item = {**workflow, "version": version["number"], "source": version["source"], "profile": version["profile"]}
     show_item(settings, item, key="name", people=lambda one: _show_whole(settings, one))

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from taskforge.v1 import run_pb2
 
+from taskforgectl.errors import CliError
 from taskforgectl.render.board import Board, StepLine
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import STATE_STYLES, span
@@ -69,7 +70,8 @@ class LiveView:
         for event in events:
             self._board.apply(event)
         if self._board.needs_names():
-            self._board.learn(self._refresh())
+            with contextlib.suppress(CliError):  # the daemon is away again; the next events bring the next try
+                self._board.learn(self._refresh())
 
     def interrupted(self, reason: str) -> None:
         """Say below the steps that the stream is broken."""

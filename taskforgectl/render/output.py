@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from taskforgectl.options import Settings
 from taskforgectl.render.safe import safe_json, safe_line, safe_lines
 
-__all__ = ["Item", "echo", "echo_json_line", "note", "show_item", "show_list"]
+__all__ = ["Item", "echo", "echo_json_line", "echo_text", "note", "show_item", "show_list"]
 
 Item = Mapping[str, Any]
 
@@ -19,6 +20,11 @@ Item = Mapping[str, Any]
 def echo(text: str) -> None:
     """Write text for people to stdout."""
     click.echo(safe_lines(text))
+
+
+def echo_text(text: str) -> None:
+    """Write a text that was asked for by itself: exact for files and pipes, cleaned for terminals."""
+    click.echo(safe_lines(text) if sys.stdout.isatty() else text, nl=not text.endswith("\n"))
 
 
 def note(settings: Settings, text: str) -> None:

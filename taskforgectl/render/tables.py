@@ -113,8 +113,8 @@ def _rich_table(settings: Settings, titles: Sequence[str], rows: Sequence[Sequen
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles:
-        table.add_column(title, overflow="fold")
+    for index, title in enumerate(titles):
+        table.add_column(title, overflow="fold", no_wrap=index == 0)  # an id that is wrapped cannot be copied
     for row in rows:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     Console(no_color=not settings.color, highlight=False).print(table)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -38,14 +38,18 @@ def test_the_client_never_imports_the_daemon():
 
 
 def test_help_is_quick():
-    def measure(*command: str) -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *command], capture_output=True, timeout=60, check=True)
-        return time.perf_counter() - began
+    """Processor time: that of the clock says more about the other tests."""
 
-    bare = min(measure("-c", "pass") for _ in range(5))
-    ours = min(measure("-m", "taskforgectl", "--help") for _ in range(5))
-    assert ours - bare < 0.150, f"{ours * 1000:.0f} ms, the bare interpreter {bare * 1000:.0f} ms"
+    def used_s() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    def measure() -> float:
+        before = used_s()
+        subprocess.run([sys.executable, "-m", "taskforgectl", "--help"], capture_output=True, timeout=60, check=True)
+        return used_s() - before
+
+    assert min(measure() for _ in range(5)) < 0.150
 
 
 @pytest.mark.parametrize("name", list(_COMMANDS))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 
 import pytest
 
@@ -170,3 +172,19 @@ def test_a_reader_that_has_seen_enough_ends_it_like_sigpipe(ctl):
         process.stdout.close()
         assert process.wait(30) == 141
         assert process.stderr.read() == b""
+
+
+def test_bytes_that_are_no_text_are_2(ctl):
+    for arguments in ([b"run", b"show", b"\xff"], [b"run", b"start", b"hello", b"--input", b"name=\xff"]):
+        done = subprocess.run(
+            [*map(os.fsencode, ctl.command()), *arguments],
+            env=ctl.environment(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(b"error: an argument is not UTF-8 text")
+    with ctl.popen("workflow", "apply", "-f", "/dev/stdin") as process:
+        process.communicate(timeout=30)
+    assert process.returncode == 2

@@ -83,3 +83,10 @@ def test_a_workflow_with_open_runs_is_not_deleted(ctl):
     run_id = ctl("run", "start", "nap", "-o", "name").strip()
     ctl.error("workflow", "delete", "nap", code=6)
     ctl("run", "cancel", run_id)
+
+
+def test_source_is_exact_in_a_pipe(ctl):
+    source = "# a\r\n" + named("exact").rstrip("\n")
+    ctl("workflow", "apply", "-f", "-", stdin=source)
+    with ctl.popen("workflow", "show", "exact", "--source") as process:
+        assert process.communicate(timeout=30)[0].decode() == source + "\n"
