@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from taskforgectl.errors import EXIT_USAGE, CliError, NotRunningError, RemoteError, Violation
+from taskforgectl.errors import EXIT_DENIED, EXIT_USAGE, CliError, NotRunningError, RemoteError, Violation
 from taskforgectl.home import Home
 from taskforgectl.options import Settings
 
@@ -57,7 +57,7 @@ class Connection:
     def __init__(self, settings: Settings) -> None:
         target = settings.address or _local_address(settings)
         _check_address(target)
-        token = settings.token or Home(settings.home).token()
+        token = _check_token(settings.token or Home(settings.home).token())
         self._timeout_s = settings.timeout_s
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
@@ -148,6 +148,14 @@ def _check_address(address: str) -> None:
         )
 
 
+def _check_token(token: str) -> str:
+    """Refuse what no token can be, before gRPC refuses it as a header in words of its own."""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        hint = "a token has the form tfk_<id>_<secret>, with no spaces or line breaks in it"
+        raise CliError("that is not a token", hint=hint, code=EXIT_DENIED)
+    return token
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -164,7 +172,9 @@ def _remote(error: Any, timeout_s: float) -> RemoteError:
     """Answer our error for gRPC's, which is an RpcError and a Call at once: no type of its stubs says so."""
     status: str = error.code().name
     message = error.details() or status
-    if status == "DEADLINE_EXCEEDED":
+    if status == "CANCELLED":  # not by us: a daemon that has begun to stop cuts what comes in just then
+        status, message = "UNAVAILABLE", "the daemon is stopping"
+    elif status == "DEADLINE_EXCEEDED":
         message = f"the daemon did not answer within {timeout_s:g} s"
     elif status == "UNAVAILABLE" and "connect" in message.lower():
         message = f"the daemon is not to be reached: {message}"

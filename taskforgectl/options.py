@@ -46,8 +46,8 @@ class Settings:
 
     @property
     def namespace(self) -> str:
-        """The namespace that is worked in."""
-        return self._text("namespace") or "default"
+        """The namespace that is worked in. Empty: the token's own, or `default`."""
+        return self._text("namespace")
 
     @property
     def output(self) -> str:

@@ -225,6 +225,7 @@ class Daemon:
         grace_s = 0.0 if self._exit_code else self._config("executor", "grace")
         await parts.rpc.drain()
         parts.feed.close()
+        parts.runner.dismiss_waiters()
         await asyncio.gather(parts.http.stop(_RPC_GRACE_S), parts.rpc.stop(_RPC_GRACE_S))
         await parts.timers.stop()
         await parts.runner.drain(grace_s)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import click
 
@@ -40,10 +41,29 @@ def command(settings: Settings) -> None:
 
 def _wait_end(settings: Settings, home: Home, pid: int) -> None:
     deadline = time.monotonic() + settings.timeout_s
-    while home.daemon_pid() == pid:  # another pid: a supervisor has started the next one
+    # Another holder of the home: a supervisor has started the next daemon. The lock alone says too little: it is free
+    # a moment before the process has ended.
+    while home.daemon_pid() == pid or (not home.daemon_lives() and _is_alive(pid)):
         if time.monotonic() > deadline:
             hint = f"it finishes running steps; wait on with `taskforgectl down`, or look at {home.log}"
             raise CliError(
                 f"the daemon (pid {pid}) has not ended after {settings.timeout_s:g} s", hint=hint, code=EXIT_UNREACHABLE
             )
         time.sleep(_POLL_S)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # the number belongs to another user's process by now
+        return False
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether it has ended and its parent has not asked how; such a number can still be signalled."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return False

@@ -7,6 +7,7 @@ comparison decide a call.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -22,6 +23,7 @@ from taskforged.errors import (
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
+    TaskforgeError,
     UnauthenticatedError,
     Violation,
 )
@@ -109,6 +111,7 @@ class Access:
         self._touched: dict[str, int] = {}
         self._namespaces: dict[str, int] = {}
         self._names: dict[int, str] = {}
+        self._revoking = asyncio.Lock()
 
     async def start(self) -> None:
         """Load tokens and namespaces."""
@@ -182,7 +185,11 @@ class Access:
         touched, self._touched = self._touched, {}
         if touched:
             rows = [(at, token_id) for token_id, at in touched.items()]
-            await self._store.journal.execute(lambda c: c.executemany(QUERIES["touch_token"], rows))
+            try:
+                await self._store.journal.execute(lambda c: c.executemany(QUERIES["touch_token"], rows))
+            except TaskforgeError:
+                self._touched = touched | self._touched  # next time
+                raise
 
     async def adopt(self, credential: str) -> bool:
         """Store the credential of the home's token file as an administrator, unless it is known; False when it was.
@@ -242,6 +249,10 @@ class Access:
             NotFoundError: there is none, or not for this caller.
             FailedPreconditionError: it is the last administrator; nobody could make another.
         """
+        async with self._revoking:  # else the last two administrators could be revoked at once
+            return await self._revoke_alone(caller, token_id)
+
+    async def _revoke_alone(self, caller: Principal, token_id: str) -> TokenRecord:
         record = self._tokens.get(token_id)
         if record is None or not self._manages(caller, record):
             raise NotFoundError(f"there is no token {token_id!r}", metadata={"token": token_id})
@@ -251,7 +262,7 @@ class Access:
             raise FailedPreconditionError("this is the last administrator's token; create another one first")
         now = self._clock.now()
         await self._store.journal.execute(lambda c: _revoke(c, now, token_id))
-        self._tokens[token_id] = replace(record, revoked_at=now)
+        self._tokens[token_id] = replace(self._tokens[token_id], revoked_at=now)
         return self._tokens[token_id]
 
     def _is_last_admin(self, record: TokenRecord) -> bool:

@@ -48,6 +48,8 @@ def decode_token(token: str, filters: Sequence[Any], default: int | str) -> Any:
         raise _invalid("page_token", "is not a page token") from None
     if digest != _digest(filters) or type(key) is not type(default):
         raise _invalid("page_token", "belongs to a list with other filters; ask for the first page again")
+    if isinstance(key, int) and not 0 <= key < 1 << 63:  # more than SQLite's integers hold
+        raise _invalid("page_token", "is not a page token")
     return key
 
 

@@ -221,7 +221,7 @@ class Workflows:
         if workflow.active == active:
             return workflow
         async with self._applying:
-            changed = replace(self._by_no[workflow.no], active=active, updated_at=self._clock.now())
+            changed = replace(self._still(workflow), active=active, updated_at=self._clock.now())
             row = (int(active), changed.updated_at, workflow.no)
             await self._store.journal.execute(lambda c: c.execute(QUERIES["set_active"], row))
             self._remember(changed)
@@ -232,14 +232,23 @@ class Workflows:
         """Remove a workflow from what is live; its versions and runs stay.
 
         Raises:
+            NotFoundError: it was deleted meanwhile.
             FailedPreconditionError: it has open runs.
         """
         async with self._applying:
+            self._still(workflow)  # else its name may be another workflow's by now
             now = self._clock.now()
             await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now))
             self._by_no.pop(workflow.no, None)
             self._by_name.pop((workflow.namespace_no, workflow.name), None)
             self._route(workflow, [])
+
+    def _still(self, workflow: LiveWorkflow) -> LiveWorkflow:
+        """Answer a workflow as it is now; it may have been deleted while its caller waited for its turn."""
+        found = self._by_no.get(workflow.no)
+        if found is None:
+            raise NotFoundError(f"there is no workflow {workflow.name!r}", metadata={"workflow": workflow.name})
+        return found
 
     def _remember(self, workflow: LiveWorkflow) -> None:
         self._by_no[workflow.no] = workflow

@@ -53,6 +53,7 @@ class Dispatcher:
         self._missed = False
         self._refilling: asyncio.Task[None] | None = None
         self._open = False
+        self._pumping = False
 
     def open(self) -> None:
         """Begin to hand out slots."""
@@ -90,15 +91,22 @@ class Dispatcher:
             self._pump()
 
     def _pump(self) -> None:
-        if not self._open:
-            return
+        if not self._open or self._pumping:
+            return  # a claim may be answered within itself: then the loop below goes on, and the stack does not grow
+        self._pumping = True
+        try:
+            self._hand_out()
+        finally:
+            self._pumping = False
+        if not self._window and self._more_on_disk and self._refilling is None and len(self._slots) < self.pool_size:
+            self._refilling = asyncio.create_task(self._refill(), name="dispatcher.refill")
+
+    def _hand_out(self) -> None:
         while self._window and len(self._slots) < self.pool_size:
             key = self._window.popleft()
             if key not in self._slots:
                 self._slots.add(key)
                 self._claim(key)
-        if not self._window and self._more_on_disk and self._refilling is None and len(self._slots) < self.pool_size:
-            self._refilling = asyncio.create_task(self._refill(), name="dispatcher.refill")
 
     async def _refill(self) -> None:
         limit = WINDOW + self.pool_size

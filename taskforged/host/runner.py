@@ -250,6 +250,13 @@ class Runner:
             if not waiters:
                 self._waiters.pop(prepared.no, None)
 
+    def dismiss_waiters(self) -> None:
+        """Send those away who wait for the end of a run: the daemon is stopping, and the runs are safe."""
+        error = UnavailableError("the daemon is stopping; the run goes on when it is back")
+        for waiter in [one for waiters in self._waiters.values() for one in waiters]:
+            if not waiter.done():
+                waiter.set_exception(error)
+
     # --- mail --------------------------------------------------------------------------------------------------------
 
     def _post(self, no: int, letter: _Letter) -> None:

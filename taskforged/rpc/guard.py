@@ -21,6 +21,7 @@ from taskforged.errors import (
     InternalError,
     PermissionDeniedError,
     TaskforgeError,
+    UnavailableError,
 )
 from taskforged.rpc.errors import to_status
 
@@ -97,6 +98,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
     def __init__(self, access: Access) -> None:
         self._access = access
         self._wrapped: dict[str, Handler] = {}
+        self.draining = False
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
@@ -158,6 +160,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         return call
 
     def _admit(self, method: str, context: Any) -> Principal:
+        if self.draining:
+            raise UnavailableError("the daemon is stopping; ask again in a moment")
         principal = self._access.authenticate(_credential(context))
         if method not in NEEDS:
             raise PermissionDeniedError(f"{method} cannot be called")

@@ -85,7 +85,8 @@ class RpcServer:
     """Listens on a unix socket and on loopback TCP."""
 
     def __init__(self, controls: Controls) -> None:
-        self._server = grpc.aio.server(interceptors=[Guard(controls.access)], options=OPTIONS)
+        self._guard = Guard(controls.access)
+        self._server = grpc.aio.server(interceptors=[self._guard], options=OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._socket: Path | None = None
         self._add_services(controls)
@@ -153,7 +154,8 @@ class RpcServer:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
-        """Tell probes that new work is not wanted."""
+        """Tell probes that new work is not wanted, and refuse it as UNAVAILABLE: `stop` would cut it as CANCELLED."""
+        self._guard.draining = True
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float) -> None:

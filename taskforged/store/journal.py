@@ -124,6 +124,9 @@ class Journal:
         except sqlite3.Error as error:
             outcomes = [_translate(error)] * size
             self._check_fatal(error)
+        except Exception as error:  # noqa: BLE001  task boundary: without it every later caller would wait for ever
+            _log.error("store.not_written", exc_info=error)
+            outcomes = [_translate(error)] * size
         self._count(size)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             _settle(future, outcome)
@@ -162,8 +165,10 @@ def _commit(connection: sqlite3.Connection, writes: Sequence[Write[Any]]) -> lis
         connection.execute("ROLLBACK")
     try:
         return _commit_together(connection, writes)
-    except (TaskforgeError, sqlite3.IntegrityError, StaleWriteError):
-        connection.execute("ROLLBACK")
+    except Exception as error:
+        _roll_back(connection)
+        if not _is_of_one_write(error):
+            raise
     except BaseException:
         _roll_back(connection)
         raise
@@ -172,6 +177,11 @@ def _commit(connection: sqlite3.Connection, writes: Sequence[Write[Any]]) -> lis
     except BaseException:
         _roll_back(connection)
         raise
+
+
+def _is_of_one_write(error: Exception) -> bool:
+    """Whether an error says nothing of the disk: a refusal, a bug, or SQLite's MemoryError near the memory limit."""
+    return not isinstance(error, sqlite3.Error) or isinstance(error, sqlite3.IntegrityError)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -199,7 +209,9 @@ def _attempt(connection: sqlite3.Connection, write: Write[Any]) -> Any:
     try:
         result = None if write.function is None else write.function(connection)
         write_changes(connection, write.changes)
-    except (TaskforgeError, sqlite3.IntegrityError, StaleWriteError) as error:
+    except Exception as error:
+        if not _is_of_one_write(error):
+            raise
         connection.execute("ROLLBACK TO one")
         result = error if isinstance(error, TaskforgeError) else _translate(error)
     connection.execute("RELEASE one")
@@ -216,4 +228,4 @@ def _translate(error: BaseException) -> TaskforgeError:
         return ConflictError(f"somebody else was faster: {error}", metadata={"cause": name})
     if name.startswith("SQLITE_FULL"):
         return ResourceExhaustedError("the disk is full; nothing was written", reason="DISK_FULL", retry_after_s=10.0)
-    return UnavailableError(f"the database cannot be written: {error}", metadata={"cause": name})
+    return UnavailableError(f"the database cannot be written: {error or name}", metadata={"cause": name})

@@ -88,3 +88,15 @@ def test_addresses(ctl):
 def test_a_proxy_in_the_environment_is_not_asked(ctl):
     address = ctl.json("status")["grpc"][-1]
     ctl("--address", address, "run", "list", http_proxy="http://127.0.0.1:1", grpc_proxy="http://127.0.0.1:1")
+
+
+def test_what_can_be_no_token_is_refused_before_it_is_sent(ctl):
+    for bad in ("two\nlines", "esc\x1b[31m", "gr\u00fcn", "with space"):
+        text = ctl.error("run", "list", "--token", bad, code=4)
+        assert "that is not a token" in text
+        assert "\x1b" not in text
+
+
+def test_a_token_of_a_namespace_needs_no_namespace_named(ctl):
+    secret = ctl.run("token", "create", "tenant", "--role", "viewer", "--for-namespace", "default").stdout.strip()
+    assert ctl.json("workflow", "list", "--token", secret)

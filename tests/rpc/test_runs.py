@@ -409,3 +409,17 @@ async def test_more_work_than_slots_is_done_in_time(effects):
         assert max(len(effects.calls()[f"{one}/call"]) for one in started.run_ids) <= 2
     finally:
         await daemon.aclose()
+
+
+async def test_who_waits_for_a_run_is_told_when_the_daemon_stops(daemon):
+    _, run = stubs(daemon)
+    await daemon.apply("name: nap\nsteps:\n  - {id: rest, sleep: 1h}\n")
+    request = runs.StartRunRequest(workflow="nap", request_id="w-1")
+    request.wait.FromSeconds(60)
+    waiting = asyncio.ensure_future(run.StartRun(request, timeout=60))
+    await wait_for(daemon.list_runs, lambda found: len(found) == 1)
+    assert await asyncio.to_thread(daemon.terminate) == 0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await waiting
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "stopping" in caught.value.details()

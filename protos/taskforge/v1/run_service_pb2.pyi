@@ -242,7 +242,7 @@ class ListRunsResponse(_message.Message):
     """next_page_token asks for the next page. Empty on the last one."""
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
-        """runs, newest first, without input, output and steps."""
+        """runs, newest first, without input, output, error, steps, correlation_id and created_by."""
 
     def __init__(
         self,
