@@ -33,7 +33,7 @@ from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
 from taskforged.control.system import Info, System
 from taskforged.control.workflows import Workflows
-from taskforged.errors import CorruptStoreError, FailedPreconditionError
+from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
 from taskforged.host.feed import Feed
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
@@ -214,7 +214,8 @@ class Daemon:
     async def _housekeeping(self, access: Access) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
-            await access.flush_last_used()
+            with contextlib.suppress(TaskforgeError):  # a full disk or a busy journal must not end the daemon
+                await access.flush_last_used()
 
     async def _drain(self, parts: _Parts, housekeeping: asyncio.Task[None]) -> None:
         _log.info("daemon.draining")
@@ -230,7 +231,8 @@ class Daemon:
         await parts.timers.stop()
         await parts.runner.drain(grace_s)
         if not self._exit_code:
-            await parts.access.flush_last_used()
+            with contextlib.suppress(TaskforgeError):
+                await parts.access.flush_last_used()
 
 
 # --- the home --------------------------------------------------------------------------------------------------------

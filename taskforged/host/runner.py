@@ -59,6 +59,12 @@ IDLE_MAX = 2048
 RETRY_S = 1.0
 """Pause before facts that could not be written are tried again."""
 
+RELOAD_S = 10.0
+"""Pause before a run that could not be read is tried again: its definition may never compile again, so not often."""
+
+_ROUNDS_MAX = 100
+"""Commits that a drain waits for: results that arrive while a run is written need one more, and seldom two."""
+
 
 class ModelSource(Protocol):
     """Answers the compiled model of a stored version."""
@@ -161,14 +167,26 @@ class Runner:
     async def drain(self, grace_s: float) -> None:
         """Start nothing more, let what runs finish for `grace_s`, then cut it; the next boot decides about that."""
         self.dispatcher.close()
+        await self._written()  # starts that are being written become attempts, with their grace
         attempts = [task for entry in self._entries.values() for task in entry.attempts.values()]
         if attempts:
             await asyncio.wait(attempts, timeout=grace_s)
+        await self._written()  # what has finished is recorded, else the next boot would do it again
         self._stopping = True
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks, timeout=1.0)
+
+    async def _written(self) -> None:
+        """Wait until no run has a commit under way, or the journal takes nothing any more."""
+        for _ in range(_ROUNDS_MAX):
+            if not any(entry.committing for entry in self._entries.values()):
+                return
+            try:
+                await self._store.journal.execute(lambda _: None)  # behind all that was handed in before
+            except TaskforgeError:
+                return
 
     def open_entries(self) -> int:
         """How many runs are held in memory."""
@@ -275,15 +293,29 @@ class Runner:
             entry = await self._rebuild(no)
         except Exception as error:  # noqa: BLE001  task boundary: whoever waits for the run is told
             _log.error("run.load_failed", run_no=no, error=str(error))
-            self._refuse(self._loading.pop(no), UnavailableError(f"the run could not be read: {error}"))
+            self._not_loaded(no, self._loading.pop(no), UnavailableError(f"the run could not be read: {error}"))
             return
         letters = self._loading.pop(no)
         if entry is None:
             self._refuse(letters, NotFoundError("there is no such run"))
+            for letter in letters:
+                if isinstance(letter.fact, AttemptStarted):
+                    self.dispatcher.release((no, letter.fact.command))
             return
         entry.mailbox.extend(letters)
         self._entries[no] = entry
         self._pump(entry)
+
+    def _not_loaded(self, no: int, letters: Sequence[_Letter], error: TaskforgeError) -> None:
+        """Tell the callers; what has none is tried again later, and a start gives its slot back until then."""
+        self._refuse(letters, error)
+        for letter in letters:
+            if isinstance(letter.fact, AttemptStarted):
+                key = (no, letter.fact.command)
+                self._offer_later(key, RELOAD_S)
+                self.dispatcher.release(key)
+            elif letter.receipt is None and not self._stopping:
+                asyncio.get_running_loop().call_later(RELOAD_S, self._post, no, letter)
 
     async def _rebuild(self, no: int) -> _Entry | None:
         loaded = await self._runs.load(no)
@@ -300,25 +332,22 @@ class Runner:
 
     def _pump(self, entry: _Entry) -> None:
         """Take the next step with an entry, unless its last one is still being written."""
-        if entry.committing or not entry.mailbox:
-            return
-        self._idle.pop(entry.no, None)
-        entry.committing = True  # from here on the mailbox only fills: a slot given back below may bring mail at once
-        step = self._advance(entry)
-        if not step.history:
-            self._nothing_new(entry, step)
-            return
+        while entry.mailbox and not entry.committing:
+            self._idle.pop(entry.no, None)
+            entry.committing = True  # the mailbox only fills from here: a slot given back below may bring mail at once
+            step = self._advance(entry)
+            if step.history:
+                self._write(entry, step)
+                return
+            entry.committing = False
+            self._acknowledge(step.taken)
+            if not entry.mailbox:
+                self._settle_entry(entry)
+
+    def _write(self, entry: _Entry, step: _Step) -> None:
         change = self._change(entry, step, None)
         future = self._store.journal.submit(Write[None](changes=[change]))
         future.add_done_callback(lambda done: self._on_commit(entry, step, change, done))
-
-    def _nothing_new(self, entry: _Entry, step: _Step) -> None:
-        entry.committing = False
-        self._acknowledge(step.taken)
-        if entry.mailbox:
-            self._pump(entry)
-        else:
-            self._settle_entry(entry)
 
     # --- one step forward --------------------------------------------------------------------------------------------
 
@@ -430,25 +459,42 @@ class Runner:
 
     def _not_committed(self, entry: _Entry, step: _Step, error: BaseException) -> None:
         """Forget the step. Callers are told; facts without a caller are kept."""
-        entry.committing = False
+        kept = [letter for letter in step.taken if letter.receipt is None and _keeps(letter)]
+        entry.mailbox.extendleft(reversed(kept))
         for seq in step.claims:
-            self.dispatcher.release((entry.no, seq))
             if seq in entry.run.commands:  # it still stands in the outbox
-                self.dispatcher.enqueue((entry.no, seq))
+                self._offer_later((entry.no, seq), RETRY_S)
         if isinstance(error, TaskforgeError):
             self._refuse(step.taken, error)
-        entry.mailbox.extendleft(
-            reversed([letter for letter in step.taken if letter.receipt is None and _keeps(letter)])
-        )
-        if isinstance(error, ConflictError):  # our state is not what is stored: take it from there
+        if isinstance(error, ConflictError):
             _log.error("run.conflict", run=entry.run.run_id, error=str(error))
-            letters = list(entry.mailbox)
-            self._entries.pop(entry.no, None)
-            for letter in letters:
-                self._post(entry.no, letter)
-        elif not self._stopping:
-            _log.warning("run.not_written", run=entry.run.run_id, error=str(error))
-            asyncio.get_running_loop().call_later(RETRY_S, self._pump, entry)
+            self._spawn(self._read_again(entry), f"read run {entry.no} again")
+        else:
+            entry.committing = False
+            if not self._stopping:
+                _log.warning("run.not_written", run=entry.run.run_id, error=str(error))
+                asyncio.get_running_loop().call_later(RETRY_S, self._pump, entry)
+        for seq in step.claims:  # at last: a slot given back may bring mail at once
+            self.dispatcher.release((entry.no, seq))
+
+    def _offer_later(self, key: CommandKey, pause_s: float) -> None:
+        """Put a command in line again after a pause: at once, a disk that stays full would be tried without end."""
+        asyncio.get_running_loop().call_later(pause_s, self.dispatcher.enqueue, key)
+
+    async def _read_again(self, entry: _Entry) -> None:
+        """Take the state from the store, since ours is not what is stored. Mail waits, attempts go on."""
+        loaded = None
+        while loaded is None:
+            await asyncio.sleep(RETRY_S)
+            try:
+                loaded = await self._runs.load(entry.no)
+            except Exception as error:  # noqa: BLE001  task boundary: the run would stand still for ever
+                _log.error("run.load_failed", run_no=entry.no, error=str(error))
+        entry.run, entry.head_hash = loaded.run, loaded.row.head_hash
+        entry.committing = False
+        self._pump(entry)
+        if not entry.committing:
+            self._settle_entry(entry)
 
     def _announce_end(self, entry: _Entry) -> None:
         for waiter in self._waiters.pop(entry.no, ()):

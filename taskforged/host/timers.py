@@ -8,6 +8,7 @@ is simply found again.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
@@ -16,7 +17,7 @@ from taskforged.engine.events import TimerFired
 from taskforged.errors import FailedPreconditionError, NotFoundError, TaskforgeError
 from taskforged.host.runner import Runner
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Store
+from taskforged.store.store import Row, Store
 
 __all__ = ["Timers"]
 
@@ -29,6 +30,7 @@ SLEEP_S_MAX = 60.0
 """Look again at least this often, so that a clock that was set forward is noticed."""
 
 _FAILURE_PAUSE_S = 1.0
+_BEGINNING = (-1, 0, 0)
 
 
 class Timers:
@@ -81,14 +83,23 @@ class Timers:
     async def run_once(self) -> float:
         """Fire what is due and answer how long to sleep, in seconds."""
         self._next = self._clock.now() + round(SLEEP_S_MAX * 1_000_000)
-        rows = await self._store.rows("due_timers", PORTION)
-        now = self._clock.now()
-        due = [(no, seq) for no, seq, at in rows if at <= now]
-        failed = await asyncio.gather(*(self._fire(no, seq) for no, seq in due))
-        if any(failed):
+        after, any_due, any_failed = _BEGINNING, False, False
+        while True:
+            rows = await self._store.rows("due_timers", *after, PORTION)
+            now = self._clock.now()
+            due = [(no, seq) for no, seq, at in rows if at <= now]
+            failed = await asyncio.gather(*(self._fire(no, seq) for no, seq in due))
+            any_due, any_failed = any_due or bool(due), any_failed or any(failed)
+            if len(due) < PORTION:
+                return self._pause_s(rows, any_due=any_due, any_failed=any_failed)
+            no, seq, at = rows[-1]
+            after = (at, no, seq)  # on, and not again from the start: those that cannot fire must not block the others
+
+    def _pause_s(self, rows: Sequence[Row], *, any_due: bool, any_failed: bool) -> float:
+        if any_failed:
             return _FAILURE_PAUSE_S
-        if due:
-            return 0.0  # look again at once: the next portion, or what these led to
+        if any_due:
+            return 0.0  # look again at once: what these led to
         if rows:
             self._next = min(self._next, rows[0][2])
         return max(0.0, (self._next - self._clock.now()) / 1_000_000)

@@ -228,4 +228,4 @@ def _translate(error: BaseException) -> TaskforgeError:
         return ConflictError(f"somebody else was faster: {error}", metadata={"cause": name})
     if name.startswith("SQLITE_FULL"):
         return ResourceExhaustedError("the disk is full; nothing was written", reason="DISK_FULL", retry_after_s=10.0)
-    return UnavailableError(f"the database cannot be written: {error or name}", metadata={"cause": name})
+    return UnavailableError(f"the database cannot be written: {str(error) or name}", metadata={"cause": name})

@@ -62,7 +62,7 @@ SELECT run_no, sequence FROM commands WHERE epoch = 0 ORDER BY run_no, sequence 
 SELECT run_no, sequence, epoch FROM commands WHERE epoch > 0 ORDER BY run_no, sequence
 
 -- due_timers --
-SELECT run_no, sequence, due_at FROM timers ORDER BY due_at, run_no, sequence LIMIT ?
+SELECT run_no, sequence, due_at FROM timers WHERE (due_at, run_no, sequence) > (?, ?, ?) ORDER BY due_at, run_no, sequence LIMIT ?
 
 -- runs_of_event --
 SELECT id FROM runs WHERE event_no = ? ORDER BY no LIMIT 1000
