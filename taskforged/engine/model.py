@@ -13,19 +13,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
+    "PRIORITY",
     "ActivitySpec",
     "Backoff",
     "Block",
     "Case",
+    "ChildSpec",
+    "Concurrency",
+    "Contract",
     "Effect",
     "Expression",
     "ExpressionError",
     "FailSpec",
+    "FanOutSpec",
+    "GroupSpec",
     "Jitter",
     "Json",
+    "OnLimit",
+    "OnTimeout",
+    "PublishSpec",
     "RetryPolicy",
     "Scope",
     "SleepSpec",
@@ -33,7 +42,9 @@ __all__ = [
     "StepSpec",
     "SwitchSpec",
     "TransformSpec",
+    "WaitSpec",
     "WorkflowModel",
+    "blocks_of",
 ]
 
 Json: TypeAlias = Any
@@ -62,8 +73,9 @@ class Scope(Protocol):
     def resolve(self, name: str) -> Json:
         """Answer a root variable by its dotted name.
 
-        Names: `input`, `event`, `run`, `workflow`, `error`, `steps.<id>.output`, `steps.<id>.state`,
-        `steps.<id>.error`. A step that has not been reached, or was skipped, has the output null.
+        Names: `input`, `event`, `run`, `workflow`, `error`, `item` and `index` inside a fan-out, `steps.<id>.output`,
+        `steps.<id>.state`, `steps.<id>.error`, and in the condition of a step `always__`, `success__`, `failure__`,
+        which are the functions of these names. A step that was not reached, or was skipped, has the output null.
 
         Raises:
             KeyError: there is no such variable here.
@@ -166,9 +178,10 @@ class SwitchSpec:
 
 @dataclass(frozen=True, slots=True)
 class SleepSpec:
-    """A durable wait. `duration` evaluates to a number of seconds, at least 0."""
+    """A durable wait: for `duration`, a number of seconds, or `until` a time, microseconds since 1970. One is given."""
 
-    duration: Expression
+    duration: Expression | None = None
+    until: Expression | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +192,104 @@ class FailSpec:
     code: str = "failed"
 
 
-StepSpec: TypeAlias = ActivitySpec | TransformSpec | SwitchSpec | SleepSpec | FailSpec
+class OnTimeout(StrEnum):
+    """What becomes of a `wait` that nobody answered in time."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+
+
+class Contract(Protocol):
+    """A JSON Schema, compiled. The engine keeps it for the control plane and never calls it."""
+
+    def accept(self, value: Json) -> Json:
+        """Answer the value with defaults filled in; raises `errors.InvalidArgumentError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitSpec:
+    """Waits for a signal, or for somebody's approval.
+
+    Attributes:
+        signal: name of the signal; empty: an approval is waited for.
+        message: what is asked, shown to whoever approves; evaluates to a text.
+        contract: what the payload must look like.
+        timeout_s: how long, in seconds; None: for ever.
+        on_timeout: what happens then.
+    """
+
+    signal: str = ""
+    message: Expression | None = None
+    contract: Contract | None = None
+    timeout_s: float | None = None
+    on_timeout: OnTimeout = OnTimeout.FAIL
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A run of another workflow; its output becomes the step's.
+
+    Attributes:
+        workflow: its name, in the same namespace.
+        version: 0 means the newest one at the time when the parent was created.
+        input: evaluates to the child's input.
+    """
+
+    workflow: str
+    version: int
+    input: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSpec:
+    """Publishes an internal event, in the transaction that records the step.
+
+    Attributes:
+        type: evaluates to the type, for example `order.paid`.
+        data: evaluates to the content.
+    """
+
+    type: Expression
+    data: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """Steps that belong together. Without `output`, the output is a map from the id of each step to its output."""
+
+    block: Block
+    output: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FanOutSpec:
+    """Executes `body` once for each item.
+
+    Attributes:
+        items: evaluates to a list, or to a map, of which the items are `{"key", "value"}` in the order of the keys.
+        body: the step for one item; its id is that of the fan-out with `[]` behind it.
+        max_parallel: items at work at once.
+        max_failures: so many items may fail; one more fails the fan-out, and no further item is started.
+    """
+
+    items: Expression
+    body: Step
+    max_parallel: int = 100
+    max_failures: int = 0
+
+
+StepSpec: TypeAlias = (
+    ActivitySpec
+    | TransformSpec
+    | SwitchSpec
+    | SleepSpec
+    | FailSpec
+    | WaitSpec
+    | ChildSpec
+    | PublishSpec
+    | GroupSpec
+    | FanOutSpec
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,41 +297,108 @@ class Step:
     """One step of a definition. `id` is unique in the whole workflow, `on_failure` included.
 
     Attributes:
-        id: `[a-z][a-z0-9_]{0,62}`.
+        id: `[a-z][a-z0-9_]{0,62}`; the body of a fan-out has `[]` behind it, a compensation `:compensate`.
         kind: the key in the definition, for example `http`.
         spec: what it does.
         after: indexes, in the same block, of the steps that must have ended before this one.
+        needs: whether `after` was written as `needs`; then a skipped step among them skips this one, too.
         condition: skip the step when it is false.
+        asks_status: the condition uses `always()`, `success()` or `failure()`, so a failure before the step does not
+            skip it by itself.
         timeout_s: limit of one attempt of an activity, in seconds. None takes the executor's default.
         retry: None means one attempt.
         continue_on_error: a failure of this step does not fail what contains it.
+        compensate: undoes the step when it has succeeded and the run fails later.
     """
 
     id: str
     kind: str
     spec: StepSpec
     after: tuple[int, ...] = ()
+    needs: bool = False
     condition: Expression | None = None
+    asks_status: bool = False
     timeout_s: float | None = None
     retry: RetryPolicy | None = None
     continue_on_error: bool = False
+    compensate: Step | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Steps in the order of the document."""
+    """Steps in the order of the document.
+
+    Attributes:
+        steps: the steps.
+        ancestors: for each step a bit mask of all that must have ended before it, directly or not; derived.
+        asks_status: whether a condition in it asks for the status of what came before; derived.
+    """
 
     steps: tuple[Step, ...] = ()
+    ancestors: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    asks_status: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Derive the closure of `after`; the language has refused cycles."""
+        masks = [sum(1 << index for index in step.after) for step in self.steps]
+        changed = True
+        while changed:
+            changed = False
+            for index, step in enumerate(self.steps):
+                mask = masks[index]
+                for before in step.after:
+                    mask |= masks[before]
+                if mask != masks[index]:
+                    masks[index] = mask
+                    changed = True
+        object.__setattr__(self, "ancestors", tuple(masks))
+        object.__setattr__(self, "asks_status", any(step.asks_status for step in self.steps))
 
     def ids(self) -> list[str]:
-        """All step ids in it, nested ones included, in the order of the document."""
+        """All step ids in it, nested ones included, in the order of the document; not those inside a fan-out."""
         found: list[str] = []
         for step in self.steps:
             found.append(step.id)
-            if isinstance(step.spec, SwitchSpec):
-                for case in step.spec.cases:
-                    found.extend(case.block.ids())
+            for block in blocks_of(step.spec):
+                found.extend(block.ids())
         return found
+
+
+def blocks_of(spec: StepSpec) -> tuple[Block, ...]:
+    """Answer the blocks inside a step, apart from the body of a fan-out."""
+    match spec:
+        case SwitchSpec(cases):
+            return tuple(case.block for case in cases)
+        case GroupSpec(block):
+            return (block,)
+    return ()
+
+
+class OnLimit(StrEnum):
+    """What becomes of a run whose concurrency group is full."""
+
+    QUEUE = "queue"
+    SKIP = "skip"
+    CANCEL_RUNNING = "cancel_running"
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """At most `limit` runs of a group, across workflows, run at the same time in a namespace.
+
+    Attributes:
+        group: evaluates to the name of the group; sees `input`, `event`, `run`, `workflow`.
+        limit: runs at the same time.
+        on_limit: what becomes of one more.
+    """
+
+    group: Expression
+    limit: int = 1
+    on_limit: OnLimit = OnLimit.QUEUE
+
+
+PRIORITY = 5
+"""The priority of a run that asks for none; 0 is the least urgent, 9 the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,29 +409,67 @@ class WorkflowModel:
         name: of the workflow.
         main: the steps.
         on_failure: the steps executed when `main` has failed; they see `error`.
+        on_cancel: the steps executed when the run has been cancelled and everything has stopped.
+        cancel_grace_s: limit of `on_cancel`, in seconds.
         output: the run's output; None means null.
         timeout_s: limit of the whole run, in seconds.
+        concurrency: how many runs of a group may run at the same time.
+        queue: the lane of its activities.
+        priority: 0 to 9, more is sooner.
         steps: every step by id, derived.
+        depth: for every step id, how many fan-outs it is inside of; derived.
+        phases: for every step id, the block it belongs to: `main`, `on_failure`, `on_cancel`, `compensate`; derived.
+        children: names of the sub-workflows that are pinned when a run is created; derived.
     """
 
     name: str
     main: Block
     on_failure: Block = field(default_factory=Block)
+    on_cancel: Block = field(default_factory=Block)
+    cancel_grace_s: float = 60.0
     output: Expression | None = None
     timeout_s: float | None = None
+    concurrency: Concurrency | None = None
+    queue: str = "default"
+    priority: int = PRIORITY
     steps: Mapping[str, Step] = field(init=False, repr=False, compare=False)
+    depth: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    phases: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    children: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Index the steps by id."""
-        found: dict[str, Step] = {}
-        _index(self.main, found)
-        _index(self.on_failure, found)
-        object.__setattr__(self, "steps", found)
+        index = _Index({}, {}, {})
+        index.add_block(self.main, 0, "main")
+        index.add_block(self.on_failure, 0, "on_failure")
+        index.add_block(self.on_cancel, 0, "on_cancel")
+        specs = (step.spec for step in index.steps.values())
+        pinned = frozenset(spec.workflow for spec in specs if isinstance(spec, ChildSpec) and not spec.version)
+        object.__setattr__(self, "steps", index.steps)
+        object.__setattr__(self, "depth", index.depth)
+        object.__setattr__(self, "phases", index.phases)
+        object.__setattr__(self, "children", pinned)
 
 
-def _index(block: Block, into: dict[str, Step]) -> None:
-    for step in block.steps:
-        into[step.id] = step
-        if isinstance(step.spec, SwitchSpec):
-            for case in step.spec.cases:
-                _index(case.block, into)
+class _Index(NamedTuple):
+    """Steps by id, how deep they are inside fan-outs, and which phase of a run they belong to."""
+
+    steps: dict[str, Step]
+    depth: dict[str, int]
+    phases: dict[str, str]
+
+    def add_block(self, block: Block, depth: int, phase: str) -> None:
+        for step in block.steps:
+            self.add(step, depth, phase)
+
+    def add(self, step: Step, depth: int, phase: str) -> None:
+        self.steps[step.id] = step
+        self.depth[step.id] = depth
+        self.phases[step.id] = phase
+        if step.compensate is not None:
+            self.add(step.compensate, depth, "compensate")
+        if isinstance(step.spec, FanOutSpec):
+            self.add(step.spec.body, depth + 1, phase)
+            return
+        for block in blocks_of(step.spec):
+            self.add_block(block, depth, phase)
