@@ -12,10 +12,18 @@ from typing import Protocol, TypeAlias
 
 from taskforged.engine.model import Json
 
-__all__ = ["Failed", "Outcome", "SecretLookup", "StepExecutor", "Succeeded", "Task"]
+__all__ = ["Failed", "Log", "Outcome", "SecretLookup", "StepExecutor", "Succeeded", "Task"]
 
 SecretLookup: TypeAlias = Callable[[str], Awaitable[str]]
 """Answers the value of a secret of the run's namespace by name; raises `errors.NotFoundError`."""
+
+Log: TypeAlias = Callable[[str, str], None]
+"""Takes a line of the attempt's log: the stream (`stdout`, `stderr` or `system`) and the text, secrets masked. Never
+blocks; beyond the limits of a log it drops what comes and notes that once."""
+
+
+def _no_log(_stream: str, _text: str) -> None:
+    """For tasks whose log nobody keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,7 @@ class Task:
         idempotency_key: the same for every attempt at this step, `<run id>/<step key>`.
         correlation_id: groups runs that one cause led to.
         secret: looks a secret up.
+        log: takes the lines of this attempt's log.
     """
 
     run_id: str
@@ -46,6 +55,7 @@ class Task:
     idempotency_key: str
     correlation_id: str
     secret: SecretLookup
+    log: Log = _no_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class Failed:
         retryable: another attempt may help.
         retry_after_s: the other side asked for this pause, in seconds.
         details: further evidence, a JSON object.
+        is_unknown: the effect may have happened all the same, for example after a timeout. A step that must not happen
+            twice (`effect: once`) then waits for a person's decision.
     """
 
     code: str
@@ -72,6 +84,7 @@ class Failed:
     retryable: bool
     retry_after_s: float | None = None
     details: Json = None
+    is_unknown: bool = False
 
 
 Outcome: TypeAlias = Succeeded | Failed
