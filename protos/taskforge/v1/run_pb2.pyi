@@ -35,19 +35,19 @@ class Run(_message.Message):
         STATE_UNSPECIFIED: Run._State.ValueType  # 0
         """STATE_UNSPECIFIED is never answered; in a filter it means any state."""
         STATE_PENDING: Run._State.ValueType  # 1
-        """STATE_PENDING: admitted, waiting for a slot."""
+        """STATE_PENDING: admitted, waiting for a slot: of its namespace, or of its concurrency group."""
         STATE_SCHEDULED: Run._State.ValueType  # 2
-        """STATE_SCHEDULED: starts at a later time."""
+        """STATE_SCHEDULED: starts at run_time."""
         STATE_RUNNING: Run._State.ValueType  # 3
         """STATE_RUNNING: steps are executed or waited for."""
         STATE_PAUSED: Run._State.ValueType  # 4
-        """STATE_PAUSED: no further step starts until the run is resumed."""
+        """STATE_PAUSED: no further step starts until the run is resumed. Steps under way end, timers and signals are kept."""
         STATE_SUCCEEDED: Run._State.ValueType  # 5
         """STATE_SUCCEEDED: every step that had to succeed did. Final."""
         STATE_FAILED: Run._State.ValueType  # 6
-        """STATE_FAILED: a step failed in a way that no retry mends. Final."""
+        """STATE_FAILED: a step failed in a way that no retry mends. Final. RetryRun makes a new run of it."""
         STATE_DEAD: Run._State.ValueType  # 7
-        """STATE_DEAD: a retry budget ran out. Final, unless somebody retries it."""
+        """STATE_DEAD: a retry budget ran out: dead-lettered. Final. RetryRun makes a new run of it."""
         STATE_CANCELLED: Run._State.ValueType  # 8
         """STATE_CANCELLED: stopped on request. Final."""
 
@@ -57,19 +57,19 @@ class Run(_message.Message):
     STATE_UNSPECIFIED: Run.State.ValueType  # 0
     """STATE_UNSPECIFIED is never answered; in a filter it means any state."""
     STATE_PENDING: Run.State.ValueType  # 1
-    """STATE_PENDING: admitted, waiting for a slot."""
+    """STATE_PENDING: admitted, waiting for a slot: of its namespace, or of its concurrency group."""
     STATE_SCHEDULED: Run.State.ValueType  # 2
-    """STATE_SCHEDULED: starts at a later time."""
+    """STATE_SCHEDULED: starts at run_time."""
     STATE_RUNNING: Run.State.ValueType  # 3
     """STATE_RUNNING: steps are executed or waited for."""
     STATE_PAUSED: Run.State.ValueType  # 4
-    """STATE_PAUSED: no further step starts until the run is resumed."""
+    """STATE_PAUSED: no further step starts until the run is resumed. Steps under way end, timers and signals are kept."""
     STATE_SUCCEEDED: Run.State.ValueType  # 5
     """STATE_SUCCEEDED: every step that had to succeed did. Final."""
     STATE_FAILED: Run.State.ValueType  # 6
-    """STATE_FAILED: a step failed in a way that no retry mends. Final."""
+    """STATE_FAILED: a step failed in a way that no retry mends. Final. RetryRun makes a new run of it."""
     STATE_DEAD: Run.State.ValueType  # 7
-    """STATE_DEAD: a retry budget ran out. Final, unless somebody retries it."""
+    """STATE_DEAD: a retry budget ran out: dead-lettered. Final. RetryRun makes a new run of it."""
     STATE_CANCELLED: Run.State.ValueType  # 8
     """STATE_CANCELLED: stopped on request. Final."""
 
@@ -91,6 +91,18 @@ class Run(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    RUN_TIME_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_GROUP_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_ID_FIELD_NUMBER: _builtins.int
+    PARENT_STEP_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
+    RERUN_OF_FIELD_NUMBER: _builtins.int
+    RETRIED_BY_FIELD_NUMBER: _builtins.int
+    STEP_COUNT_FIELD_NUMBER: _builtins.int
+    PAUSED_BY_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """id is the server-assigned identity, `run_…`, ordered by creation time."""
     namespace: _builtins.str
@@ -117,6 +129,28 @@ class Run(_message.Message):
     """correlation_id groups runs that one cause led to."""
     created_by: _builtins.str
     """created_by is the id of the token that started the run. Empty when a trigger did."""
+    queue: _builtins.str
+    """queue is the lane in which the run's steps wait for executors."""
+    priority: _builtins.int
+    """priority in the queue, from 0 to 9, the larger the sooner."""
+    concurrency_group: _builtins.str
+    """concurrency_group that the run belongs to, as evaluated. Empty when its workflow names none."""
+    parent_run_id: _builtins.str
+    """parent_run_id is the run whose step started this one as a sub-workflow. Empty otherwise."""
+    parent_step: _builtins.str
+    """parent_step is the key of that step. Empty otherwise."""
+    retry_of: _builtins.str
+    """retry_of is the run that this run retries, with the results of its succeeded steps taken over. Empty otherwise."""
+    rerun_of: _builtins.str
+    """rerun_of is the run that this run repeats. Empty otherwise."""
+    retried_by: _builtins.str
+    """retried_by is the newest run that retries this one. Empty when none does."""
+    step_count: _builtins.int
+    """step_count is how many steps were reached, also where `steps` is cut or left out."""
+    paused_by: _builtins.str
+    """paused_by is the name of the token that paused the run. Empty unless the state is PAUSED."""
+    pause_reason: _builtins.str
+    """pause_reason is what was said then. Empty unless the state is PAUSED."""
     @_builtins.property
     def error(self) -> Global___Error:
         """error says why a failed run failed. Unset otherwise."""
@@ -135,7 +169,13 @@ class Run(_message.Message):
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRun]:
-        """steps in the order in which they were reached. Empty in lists."""
+        """steps in the order in which they were reached, cut after the first 1,000. Empty in lists.
+        ListRunSteps answers all of them.
+        """
+
+    @_builtins.property
+    def run_time(self) -> _timestamp_pb2.Timestamp:
+        """run_time is when a SCHEDULED run starts. Unset for a run that was to start at once."""
 
     def __init__(
         self,
@@ -158,10 +198,22 @@ class Run(_message.Message):
         cancel_requested: _builtins.bool = ...,
         correlation_id: _builtins.str = ...,
         created_by: _builtins.str = ...,
+        queue: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        run_time: _timestamp_pb2.Timestamp | None = ...,
+        concurrency_group: _builtins.str = ...,
+        parent_run_id: _builtins.str = ...,
+        parent_step: _builtins.str = ...,
+        retry_of: _builtins.str = ...,
+        rerun_of: _builtins.str = ...,
+        retried_by: _builtins.str = ...,
+        step_count: _builtins.int = ...,
+        paused_by: _builtins.str = ...,
+        pause_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "run_time", b"run_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "correlation_id", b"correlation_id", "create_time", b"create_time", "created_by", b"created_by", "end_time", b"end_time", "error", b"error", "event_id", b"event_id", "id", b"id", "input_json", b"input_json", "namespace", b"namespace", "output_json", b"output_json", "sequence", b"sequence", "start_time", b"start_time", "state", b"state", "steps", b"steps", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "concurrency_group", b"concurrency_group", "correlation_id", b"correlation_id", "create_time", b"create_time", "created_by", b"created_by", "end_time", b"end_time", "error", b"error", "event_id", b"event_id", "id", b"id", "input_json", b"input_json", "namespace", b"namespace", "output_json", b"output_json", "parent_run_id", b"parent_run_id", "parent_step", b"parent_step", "pause_reason", b"pause_reason", "paused_by", b"paused_by", "priority", b"priority", "queue", b"queue", "rerun_of", b"rerun_of", "retried_by", b"retried_by", "retry_of", b"retry_of", "run_time", b"run_time", "sequence", b"sequence", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "steps", b"steps", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,15 +234,15 @@ class StepRun(_message.Message):
         STATE_UNSPECIFIED: StepRun._State.ValueType  # 0
         """STATE_UNSPECIFIED means that the step has not been reached."""
         STATE_QUEUED: StepRun._State.ValueType  # 1
-        """STATE_QUEUED: ready, waiting for an executor."""
+        """STATE_QUEUED: ready, waiting for an executor, a limit of its queue or namespace, or the end of a pause."""
         STATE_RUNNING: StepRun._State.ValueType  # 2
         """STATE_RUNNING: an executor works on it, or steps inside it are open."""
         STATE_RETRYING: StepRun._State.ValueType  # 3
         """STATE_RETRYING: backing off until next_attempt_time."""
         STATE_WAITING: StepRun._State.ValueType  # 4
-        """STATE_WAITING: for a time or for somebody."""
+        """STATE_WAITING: for a time, a signal, an approval or a sub-workflow; waiting_for says which."""
         STATE_NEEDS_DECISION: StepRun._State.ValueType  # 5
-        """STATE_NEEDS_DECISION: its effect may or may not have happened; a person must say."""
+        """STATE_NEEDS_DECISION: its effect may or may not have happened; a person must say, by ResolveRun."""
         STATE_SUCCEEDED: StepRun._State.ValueType  # 6
         """STATE_SUCCEEDED: done. Final."""
         STATE_FAILED: StepRun._State.ValueType  # 7
@@ -208,15 +260,15 @@ class StepRun(_message.Message):
     STATE_UNSPECIFIED: StepRun.State.ValueType  # 0
     """STATE_UNSPECIFIED means that the step has not been reached."""
     STATE_QUEUED: StepRun.State.ValueType  # 1
-    """STATE_QUEUED: ready, waiting for an executor."""
+    """STATE_QUEUED: ready, waiting for an executor, a limit of its queue or namespace, or the end of a pause."""
     STATE_RUNNING: StepRun.State.ValueType  # 2
     """STATE_RUNNING: an executor works on it, or steps inside it are open."""
     STATE_RETRYING: StepRun.State.ValueType  # 3
     """STATE_RETRYING: backing off until next_attempt_time."""
     STATE_WAITING: StepRun.State.ValueType  # 4
-    """STATE_WAITING: for a time or for somebody."""
+    """STATE_WAITING: for a time, a signal, an approval or a sub-workflow; waiting_for says which."""
     STATE_NEEDS_DECISION: StepRun.State.ValueType  # 5
-    """STATE_NEEDS_DECISION: its effect may or may not have happened; a person must say."""
+    """STATE_NEEDS_DECISION: its effect may or may not have happened; a person must say, by ResolveRun."""
     STATE_SUCCEEDED: StepRun.State.ValueType  # 6
     """STATE_SUCCEEDED: done. Final."""
     STATE_FAILED: StepRun.State.ValueType  # 7
@@ -239,8 +291,17 @@ class StepRun(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
+    ITEM_COUNT_FIELD_NUMBER: _builtins.int
+    ITEMS_ENDED_FIELD_NUMBER: _builtins.int
+    ITEMS_FAILED_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    EVIDENCE_JSON_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """key identifies the step in its run, for example `build`."""
+    """key identifies the step in its run, for example `build`, or `notify[3].send` inside a fan-out."""
     kind: _builtins.str
     """kind is the step kind, for example `http`."""
     state: Global___StepRun.State.ValueType
@@ -253,6 +314,24 @@ class StepRun(_message.Message):
     """input_json is the resolved input, secrets left as references. Empty when there is none."""
     output_json: _builtins.str
     """output_json is the output of a succeeded step. Empty otherwise."""
+    waiting_for: _builtins.str
+    """waiting_for is `timer`, `signal`, `approval` or `workflow`. Empty unless the state is WAITING."""
+    signal: _builtins.str
+    """signal is the name of the signal that the step waits, or waited, for. Empty otherwise."""
+    message: _builtins.str
+    """message is what the step asks whoever approves it. Empty otherwise."""
+    child_run_id: _builtins.str
+    """child_run_id is the run that the step started as a sub-workflow. Empty otherwise."""
+    item_count: _builtins.int
+    """item_count is how many items the step, a fan-out, has. 0 for other steps."""
+    items_ended: _builtins.int
+    """items_ended is how many of them have ended, in whatever way."""
+    items_failed: _builtins.int
+    """items_failed is how many of those failed."""
+    pinned: _builtins.bool
+    """pinned says that the output was taken over from an earlier run, and the step not executed."""
+    evidence_json: _builtins.str
+    """evidence_json is what is known of the effect of a NEEDS_DECISION step, a JSON object. Empty otherwise."""
     @_builtins.property
     def error(self) -> Global___Error:
         """error is the newest attempt's error. Unset when there is none."""
@@ -267,7 +346,7 @@ class StepRun(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """next_attempt_time is when a RETRYING step is tried again, or a WAITING one goes on. Unset otherwise."""
+        """next_attempt_time is when a RETRYING step is tried again, or a WAITING one goes on or gives up. Unset otherwise."""
 
     def __init__(
         self,
@@ -283,10 +362,19 @@ class StepRun(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting_for: _builtins.str = ...,
+        signal: _builtins.str = ...,
+        message: _builtins.str = ...,
+        child_run_id: _builtins.str = ...,
+        item_count: _builtins.int = ...,
+        items_ended: _builtins.int = ...,
+        items_failed: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+        evidence_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "next_attempt_time", b"next_attempt_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "error", b"error", "input_json", b"input_json", "key", b"key", "kind", b"kind", "max_attempts", b"max_attempts", "next_attempt_time", b"next_attempt_time", "output_json", b"output_json", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "child_run_id", b"child_run_id", "end_time", b"end_time", "error", b"error", "evidence_json", b"evidence_json", "input_json", b"input_json", "item_count", b"item_count", "items_ended", b"items_ended", "items_failed", b"items_failed", "key", b"key", "kind", b"kind", "max_attempts", b"max_attempts", "message", b"message", "next_attempt_time", b"next_attempt_time", "output_json", b"output_json", "pinned", b"pinned", "signal", b"signal", "start_time", b"start_time", "state", b"state", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,3 +473,230 @@ class HistoryEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HistoryEvent: _TypeAlias = HistoryEvent  # noqa: Y015
+
+@_typing.final
+class LogEntry(_message.Message):
+    """LogEntry is a piece of what a step's executor said, secrets masked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """cursor is opaque and names the place of the entry in the logs of its run. WatchRunLogs resumes after it."""
+    step: _builtins.str
+    """step is the key of the step."""
+    attempt: _builtins.int
+    """attempt is the number of the attempt, from 1."""
+    stream: _builtins.str
+    """stream is `stdout` or `stderr` of a process, or `system`: what the engine says of the attempt."""
+    text: _builtins.str
+    """text is one line without its line end, or a part of one that is too long."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """time is when it was said."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        step: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        stream: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursor", b"cursor", "step", b"step", "stream", b"stream", "text", b"text", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Explanation says why a run is where it is, from records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    CHECKED_TIME_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """run_id of the run."""
+    state: Global___Run.State.ValueType
+    """state of the run."""
+    summary: _builtins.str
+    """summary is one sentence for people."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reason]:
+        """reasons, the most telling first; at most 100."""
+
+    @_builtins.property
+    def checked_time(self) -> _timestamp_pb2.Timestamp:
+        """checked_time is the instant for which all of this holds."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        state: Global___Run.State.ValueType = ...,
+        summary: _builtins.str = ...,
+        reasons: _abc.Iterable[Global___Reason] | None = ...,
+        checked_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checked_time", b"checked_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_time", b"checked_time", "reasons", b"reasons", "run_id", b"run_id", "state", b"state", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class Reason(_message.Message):
+    """Reason is one thing that a run, or one of its steps, waits for or does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Reason._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Reason._Kind.ValueType  # 0
+        """KIND_UNSPECIFIED is never answered."""
+        KIND_PENDING_LIMIT: Reason._Kind.ValueType  # 1
+        """KIND_PENDING_LIMIT: the run waits because its namespace has as many running runs as it may have."""
+        KIND_QUEUE: Reason._Kind.ValueType  # 2
+        """KIND_QUEUE: a step waits because its queue is paused or has as many running steps as it may have."""
+        KIND_POOL: Reason._Kind.ValueType  # 3
+        """KIND_POOL: a step waits because the daemon, or its namespace, has as many running steps as it may have."""
+        KIND_TIMER: Reason._Kind.ValueType  # 4
+        """KIND_TIMER: a step sleeps until `until`."""
+        KIND_BACKOFF: Reason._Kind.ValueType  # 5
+        """KIND_BACKOFF: a step failed and is tried again at `until`."""
+        KIND_SIGNAL: Reason._Kind.ValueType  # 6
+        """KIND_SIGNAL: a step waits for a signal."""
+        KIND_APPROVAL: Reason._Kind.ValueType  # 7
+        """KIND_APPROVAL: a step waits for somebody's approval."""
+        KIND_CHILD: Reason._Kind.ValueType  # 8
+        """KIND_CHILD: a step waits for the end of a sub-workflow, `child_run_id`."""
+        KIND_DECISION: Reason._Kind.ValueType  # 9
+        """KIND_DECISION: it is not known whether a step's effect happened; a person must say."""
+        KIND_PAUSED: Reason._Kind.ValueType  # 10
+        """KIND_PAUSED: the run is paused."""
+        KIND_SCHEDULED: Reason._Kind.ValueType  # 11
+        """KIND_SCHEDULED: the run starts at `until`."""
+        KIND_EXECUTING: Reason._Kind.ValueType  # 12
+        """KIND_EXECUTING: an executor works on a step; it is given up at `until`, if that is set."""
+        KIND_CANCELLING: Reason._Kind.ValueType  # 13
+        """KIND_CANCELLING: the run is being cancelled and waits for its executors."""
+        KIND_CONCURRENCY: Reason._Kind.ValueType  # 14
+        """KIND_CONCURRENCY: the run waits because its concurrency group is full; `holders` run in it."""
+        KIND_ENDED: Reason._Kind.ValueType  # 15
+        """KIND_ENDED: the run has ended; `message` says how and why."""
+        KIND_STARTING: Reason._Kind.ValueType  # 16
+        """KIND_STARTING: nothing is in the way; the daemon is about to go on."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Kind of a reason."""
+
+    KIND_UNSPECIFIED: Reason.Kind.ValueType  # 0
+    """KIND_UNSPECIFIED is never answered."""
+    KIND_PENDING_LIMIT: Reason.Kind.ValueType  # 1
+    """KIND_PENDING_LIMIT: the run waits because its namespace has as many running runs as it may have."""
+    KIND_QUEUE: Reason.Kind.ValueType  # 2
+    """KIND_QUEUE: a step waits because its queue is paused or has as many running steps as it may have."""
+    KIND_POOL: Reason.Kind.ValueType  # 3
+    """KIND_POOL: a step waits because the daemon, or its namespace, has as many running steps as it may have."""
+    KIND_TIMER: Reason.Kind.ValueType  # 4
+    """KIND_TIMER: a step sleeps until `until`."""
+    KIND_BACKOFF: Reason.Kind.ValueType  # 5
+    """KIND_BACKOFF: a step failed and is tried again at `until`."""
+    KIND_SIGNAL: Reason.Kind.ValueType  # 6
+    """KIND_SIGNAL: a step waits for a signal."""
+    KIND_APPROVAL: Reason.Kind.ValueType  # 7
+    """KIND_APPROVAL: a step waits for somebody's approval."""
+    KIND_CHILD: Reason.Kind.ValueType  # 8
+    """KIND_CHILD: a step waits for the end of a sub-workflow, `child_run_id`."""
+    KIND_DECISION: Reason.Kind.ValueType  # 9
+    """KIND_DECISION: it is not known whether a step's effect happened; a person must say."""
+    KIND_PAUSED: Reason.Kind.ValueType  # 10
+    """KIND_PAUSED: the run is paused."""
+    KIND_SCHEDULED: Reason.Kind.ValueType  # 11
+    """KIND_SCHEDULED: the run starts at `until`."""
+    KIND_EXECUTING: Reason.Kind.ValueType  # 12
+    """KIND_EXECUTING: an executor works on a step; it is given up at `until`, if that is set."""
+    KIND_CANCELLING: Reason.Kind.ValueType  # 13
+    """KIND_CANCELLING: the run is being cancelled and waits for its executors."""
+    KIND_CONCURRENCY: Reason.Kind.ValueType  # 14
+    """KIND_CONCURRENCY: the run waits because its concurrency group is full; `holders` run in it."""
+    KIND_ENDED: Reason.Kind.ValueType  # 15
+    """KIND_ENDED: the run has ended; `message` says how and why."""
+    KIND_STARTING: Reason.Kind.ValueType  # 16
+    """KIND_STARTING: nothing is in the way; the daemon is about to go on."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    LIMIT_NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    kind: Global___Reason.Kind.ValueType
+    """kind of the reason."""
+    step: _builtins.str
+    """step is the key of the step that it is about. Empty for the whole run."""
+    message: _builtins.str
+    """message is for people."""
+    limit_name: _builtins.str
+    """limit_name is the limit that is reached, for example `queue default: running_steps_max`. Empty when none is."""
+    limit: _builtins.int
+    """limit is its value. 0 when none is reached."""
+    position: _builtins.int
+    """position is how many are ahead in the line. 0 when none is, or there is no line."""
+    child_run_id: _builtins.str
+    """child_run_id is the sub-workflow's run that is waited for. Empty when none is."""
+    hint: _builtins.str
+    """hint is a command to type that would change it. Empty when there is none."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """until is when it ends by itself. Unset when it does not, or nobody knows."""
+
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """holders are those who hold what is waited for, as `run_…` or `run_…/step`; at most 10."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___Reason.Kind.ValueType = ...,
+        step: _builtins.str = ...,
+        message: _builtins.str = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        limit_name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        position: _builtins.int = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+        child_run_id: _builtins.str = ...,
+        hint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_run_id", b"child_run_id", "hint", b"hint", "holders", b"holders", "kind", b"kind", "limit", b"limit", "limit_name", b"limit_name", "message", b"message", "position", b"position", "step", b"step", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -75,6 +75,66 @@ class RunServiceStub:
                 request_serializer=taskforge_dot_v1_dot_run__service__pb2.VerifyRunRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_run__service__pb2.VerifyRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/taskforge.v1.RunService/PauseRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/taskforge.v1.RunService/ResumeRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
+        self.RetryRun = channel.unary_unary(
+                '/taskforge.v1.RunService/RetryRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
+                _registered_method=True)
+        self.RerunRun = channel.unary_unary(
+                '/taskforge.v1.RunService/RerunRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.RerunRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.RerunRunResponse.FromString,
+                _registered_method=True)
+        self.SignalRun = channel.unary_unary(
+                '/taskforge.v1.RunService/SignalRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
+                _registered_method=True)
+        self.ApproveRun = channel.unary_unary(
+                '/taskforge.v1.RunService/ApproveRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.ApproveRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.ApproveRunResponse.FromString,
+                _registered_method=True)
+        self.RejectRun = channel.unary_unary(
+                '/taskforge.v1.RunService/RejectRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.RejectRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.RejectRunResponse.FromString,
+                _registered_method=True)
+        self.ResolveRun = channel.unary_unary(
+                '/taskforge.v1.RunService/ResolveRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.ResolveRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.ResolveRunResponse.FromString,
+                _registered_method=True)
+        self.ExplainRun = channel.unary_unary(
+                '/taskforge.v1.RunService/ExplainRun',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.ExplainRunRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.ExplainRunResponse.FromString,
+                _registered_method=True)
+        self.ListRunSteps = channel.unary_unary(
+                '/taskforge.v1.RunService/ListRunSteps',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.ListRunStepsRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.ListRunStepsResponse.FromString,
+                _registered_method=True)
+        self.GetRunLogs = channel.unary_unary(
+                '/taskforge.v1.RunService/GetRunLogs',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.GetRunLogsRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.GetRunLogsResponse.FromString,
+                _registered_method=True)
+        self.WatchRunLogs = channel.unary_stream(
+                '/taskforge.v1.RunService/WatchRunLogs',
+                request_serializer=taskforge_dot_v1_dot_run__service__pb2.WatchRunLogsRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_run__service__pb2.WatchRunLogsResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
@@ -143,6 +203,103 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
+        has ended. Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+        Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryRun(self, request, context):
+        """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
+        succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
+        is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RerunRun(self, request, context):
+        """RerunRun starts a new run with the input of one that has ended, from the beginning or from a step, in the same
+        version or in another. INVALID_ARGUMENT when the version does not know the step, or refuses the input.
+        FAILED_PRECONDITION when the run has not ended. Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignalRun(self, request, context):
+        """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
+        FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+        Needs role `trigger`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveRun(self, request, context):
+        """ApproveRun approves a step that waits for it. FAILED_PRECONDITION when the step does not.
+        Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectRun(self, request, context):
+        """RejectRun refuses a step that waits for approval; the step fails. FAILED_PRECONDITION when the step does not wait.
+        Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveRun(self, request, context):
+        """ResolveRun says what became of a step whose effect may or may not have happened. FAILED_PRECONDITION unless the
+        step is NEEDS_DECISION. Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainRun(self, request, context):
+        """ExplainRun says what a run waits for, or why it ended as it did. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRunSteps(self, request, context):
+        """ListRunSteps answers the steps of a run in the order in which they were reached. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRunLogs(self, request, context):
+        """GetRunLogs answers a page of what the executors of a run's steps said, oldest first. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRunLogs(self, request, context):
+        """WatchRunLogs streams a run's logs from after a cursor, and ends when the run has ended and all is sent.
+        After a broken stream, ask again with the last cursor seen: nothing is missed and nothing repeated.
+        Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +342,66 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.VerifyRun,
                     request_deserializer=taskforge_dot_v1_dot_run__service__pb2.VerifyRunRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_run__service__pb2.VerifyRunResponse.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'RetryRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.RetryRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.RetryRunResponse.SerializeToString,
+            ),
+            'RerunRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RerunRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.RerunRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.RerunRunResponse.SerializeToString,
+            ),
+            'SignalRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.SignalRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.SignalRunResponse.SerializeToString,
+            ),
+            'ApproveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.ApproveRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.ApproveRunResponse.SerializeToString,
+            ),
+            'RejectRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.RejectRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.RejectRunResponse.SerializeToString,
+            ),
+            'ResolveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.ResolveRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.ResolveRunResponse.SerializeToString,
+            ),
+            'ExplainRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRun,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.ExplainRunRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.ExplainRunResponse.SerializeToString,
+            ),
+            'ListRunSteps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunSteps,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.ListRunStepsRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.ListRunStepsResponse.SerializeToString,
+            ),
+            'GetRunLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRunLogs,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.GetRunLogsRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.GetRunLogsResponse.SerializeToString,
+            ),
+            'WatchRunLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRunLogs,
+                    request_deserializer=taskforge_dot_v1_dot_run__service__pb2.WatchRunLogsRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_run__service__pb2.WatchRunLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +621,330 @@ class RunService:
             '/taskforge.v1.RunService/VerifyRun',
             taskforge_dot_v1_dot_run__service__pb2.VerifyRunRequest.SerializeToString,
             taskforge_dot_v1_dot_run__service__pb2.VerifyRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/PauseRun',
+            taskforge_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/ResumeRun',
+            taskforge_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/RetryRun',
+            taskforge_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RerunRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/RerunRun',
+            taskforge_dot_v1_dot_run__service__pb2.RerunRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.RerunRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/SignalRun',
+            taskforge_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/ApproveRun',
+            taskforge_dot_v1_dot_run__service__pb2.ApproveRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.ApproveRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/RejectRun',
+            taskforge_dot_v1_dot_run__service__pb2.RejectRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.RejectRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/ResolveRun',
+            taskforge_dot_v1_dot_run__service__pb2.ResolveRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.ResolveRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/ExplainRun',
+            taskforge_dot_v1_dot_run__service__pb2.ExplainRunRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.ExplainRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunSteps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/ListRunSteps',
+            taskforge_dot_v1_dot_run__service__pb2.ListRunStepsRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.ListRunStepsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRunLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.RunService/GetRunLogs',
+            taskforge_dot_v1_dot_run__service__pb2.GetRunLogsRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.GetRunLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRunLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskforge.v1.RunService/WatchRunLogs',
+            taskforge_dot_v1_dot_run__service__pb2.WatchRunLogsRequest.SerializeToString,
+            taskforge_dot_v1_dot_run__service__pb2.WatchRunLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

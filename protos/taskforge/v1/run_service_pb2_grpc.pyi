@@ -59,6 +59,52 @@ class RunServiceStub:
     """VerifyRun proves that a run's history is unbroken and that the engine, fed with it, decides the same again.
     Needs role `viewer`.
     """
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]
+    """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
+    has ended. Needs role `operator`.
+    """
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]
+    """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+    Needs role `operator`.
+    """
+    RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]
+    """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
+    succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
+    is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+    """
+    RerunRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RerunRunRequest, _run_service_pb2.RerunRunResponse]
+    """RerunRun starts a new run with the input of one that has ended, from the beginning or from a step, in the same
+    version or in another. INVALID_ARGUMENT when the version does not know the step, or refuses the input.
+    FAILED_PRECONDITION when the run has not ended. Needs role `operator`.
+    """
+    SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
+    """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
+    FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+    Needs role `trigger`.
+    """
+    ApproveRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ApproveRunRequest, _run_service_pb2.ApproveRunResponse]
+    """ApproveRun approves a step that waits for it. FAILED_PRECONDITION when the step does not.
+    Needs role `operator`.
+    """
+    RejectRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RejectRunRequest, _run_service_pb2.RejectRunResponse]
+    """RejectRun refuses a step that waits for approval; the step fails. FAILED_PRECONDITION when the step does not wait.
+    Needs role `operator`.
+    """
+    ResolveRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_service_pb2.ResolveRunResponse]
+    """ResolveRun says what became of a step whose effect may or may not have happened. FAILED_PRECONDITION unless the
+    step is NEEDS_DECISION. Needs role `operator`.
+    """
+    ExplainRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ExplainRunRequest, _run_service_pb2.ExplainRunResponse]
+    """ExplainRun says what a run waits for, or why it ended as it did. Needs role `viewer`."""
+    ListRunSteps: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListRunStepsRequest, _run_service_pb2.ListRunStepsResponse]
+    """ListRunSteps answers the steps of a run in the order in which they were reached. Needs role `viewer`."""
+    GetRunLogs: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetRunLogsRequest, _run_service_pb2.GetRunLogsResponse]
+    """GetRunLogs answers a page of what the executors of a run's steps said, oldest first. Needs role `viewer`."""
+    WatchRunLogs: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunLogsRequest, _run_service_pb2.WatchRunLogsResponse]
+    """WatchRunLogs streams a run's logs from after a cursor, and ends when the run has ended and all is sent.
+    After a broken stream, ask again with the last cursor seen: nothing is missed and nothing repeated.
+    Needs role `viewer`.
+    """
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -89,6 +135,52 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     VerifyRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.VerifyRunRequest, _run_service_pb2.VerifyRunResponse]  # type: ignore[assignment]
     """VerifyRun proves that a run's history is unbroken and that the engine, fed with it, decides the same again.
+    Needs role `viewer`.
+    """
+    PauseRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]  # type: ignore[assignment]
+    """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
+    has ended. Needs role `operator`.
+    """
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+    Needs role `operator`.
+    """
+    RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]  # type: ignore[assignment]
+    """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
+    succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
+    is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+    """
+    RerunRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RerunRunRequest, _run_service_pb2.RerunRunResponse]  # type: ignore[assignment]
+    """RerunRun starts a new run with the input of one that has ended, from the beginning or from a step, in the same
+    version or in another. INVALID_ARGUMENT when the version does not know the step, or refuses the input.
+    FAILED_PRECONDITION when the run has not ended. Needs role `operator`.
+    """
+    SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
+    """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
+    FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+    Needs role `trigger`.
+    """
+    ApproveRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ApproveRunRequest, _run_service_pb2.ApproveRunResponse]  # type: ignore[assignment]
+    """ApproveRun approves a step that waits for it. FAILED_PRECONDITION when the step does not.
+    Needs role `operator`.
+    """
+    RejectRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RejectRunRequest, _run_service_pb2.RejectRunResponse]  # type: ignore[assignment]
+    """RejectRun refuses a step that waits for approval; the step fails. FAILED_PRECONDITION when the step does not wait.
+    Needs role `operator`.
+    """
+    ResolveRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResolveRunRequest, _run_service_pb2.ResolveRunResponse]  # type: ignore[assignment]
+    """ResolveRun says what became of a step whose effect may or may not have happened. FAILED_PRECONDITION unless the
+    step is NEEDS_DECISION. Needs role `operator`.
+    """
+    ExplainRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ExplainRunRequest, _run_service_pb2.ExplainRunResponse]  # type: ignore[assignment]
+    """ExplainRun says what a run waits for, or why it ended as it did. Needs role `viewer`."""
+    ListRunSteps: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunStepsRequest, _run_service_pb2.ListRunStepsResponse]  # type: ignore[assignment]
+    """ListRunSteps answers the steps of a run in the order in which they were reached. Needs role `viewer`."""
+    GetRunLogs: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetRunLogsRequest, _run_service_pb2.GetRunLogsResponse]  # type: ignore[assignment]
+    """GetRunLogs answers a page of what the executors of a run's steps said, oldest first. Needs role `viewer`."""
+    WatchRunLogs: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunLogsRequest, _run_service_pb2.WatchRunLogsResponse]  # type: ignore[assignment]
+    """WatchRunLogs streams a run's logs from after a cursor, and ends when the run has ended and all is sent.
+    After a broken stream, ask again with the last cursor seen: nothing is missed and nothing repeated.
     Needs role `viewer`.
     """
 
@@ -166,6 +258,124 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.VerifyRunResponse, _abc.Awaitable[_run_service_pb2.VerifyRunResponse]]:
         """VerifyRun proves that a run's history is unbroken and that the engine, fed with it, decides the same again.
+        Needs role `viewer`.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _run_service_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.PauseRunResponse, _abc.Awaitable[_run_service_pb2.PauseRunResponse]]:
+        """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
+        has ended. Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _run_service_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ResumeRunResponse, _abc.Awaitable[_run_service_pb2.ResumeRunResponse]]:
+        """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+        Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryRun(
+        self,
+        request: _run_service_pb2.RetryRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.RetryRunResponse, _abc.Awaitable[_run_service_pb2.RetryRunResponse]]:
+        """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
+        succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
+        is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def RerunRun(
+        self,
+        request: _run_service_pb2.RerunRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.RerunRunResponse, _abc.Awaitable[_run_service_pb2.RerunRunResponse]]:
+        """RerunRun starts a new run with the input of one that has ended, from the beginning or from a step, in the same
+        version or in another. INVALID_ARGUMENT when the version does not know the step, or refuses the input.
+        FAILED_PRECONDITION when the run has not ended. Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def SignalRun(
+        self,
+        request: _run_service_pb2.SignalRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.SignalRunResponse, _abc.Awaitable[_run_service_pb2.SignalRunResponse]]:
+        """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
+        FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+        Needs role `trigger`.
+        """
+
+    @_abc_1.abstractmethod
+    def ApproveRun(
+        self,
+        request: _run_service_pb2.ApproveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ApproveRunResponse, _abc.Awaitable[_run_service_pb2.ApproveRunResponse]]:
+        """ApproveRun approves a step that waits for it. FAILED_PRECONDITION when the step does not.
+        Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def RejectRun(
+        self,
+        request: _run_service_pb2.RejectRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.RejectRunResponse, _abc.Awaitable[_run_service_pb2.RejectRunResponse]]:
+        """RejectRun refuses a step that waits for approval; the step fails. FAILED_PRECONDITION when the step does not wait.
+        Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveRun(
+        self,
+        request: _run_service_pb2.ResolveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ResolveRunResponse, _abc.Awaitable[_run_service_pb2.ResolveRunResponse]]:
+        """ResolveRun says what became of a step whose effect may or may not have happened. FAILED_PRECONDITION unless the
+        step is NEEDS_DECISION. Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainRun(
+        self,
+        request: _run_service_pb2.ExplainRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ExplainRunResponse, _abc.Awaitable[_run_service_pb2.ExplainRunResponse]]:
+        """ExplainRun says what a run waits for, or why it ended as it did. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def ListRunSteps(
+        self,
+        request: _run_service_pb2.ListRunStepsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ListRunStepsResponse, _abc.Awaitable[_run_service_pb2.ListRunStepsResponse]]:
+        """ListRunSteps answers the steps of a run in the order in which they were reached. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def GetRunLogs(
+        self,
+        request: _run_service_pb2.GetRunLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.GetRunLogsResponse, _abc.Awaitable[_run_service_pb2.GetRunLogsResponse]]:
+        """GetRunLogs answers a page of what the executors of a run's steps said, oldest first. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def WatchRunLogs(
+        self,
+        request: _run_service_pb2.WatchRunLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_run_service_pb2.WatchRunLogsResponse], _abc.AsyncIterator[_run_service_pb2.WatchRunLogsResponse]]:
+        """WatchRunLogs streams a run's logs from after a cursor, and ends when the run has ended and all is sent.
+        After a broken stream, ask again with the last cursor seen: nothing is missed and nothing repeated.
         Needs role `viewer`.
         """
 

@@ -22,48 +22,53 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from taskforge.v1 import graph_pb2 as taskforge_dot_v1_dot_graph__pb2
 from taskforge.v1 import workflow_pb2 as taskforge_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#taskforge/v1/workflow_service.proto\x12\x0ctaskforge.v1\x1a\x1btaskforge/v1/workflow.proto\"9\n\x14\x41pplyWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"\x82\x01\n\x15\x41pplyWorkflowResponse\x12(\n\x08workflow\x18\x01 \x01(\x0b\x32\x16.taskforge.v1.Workflow\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1d.taskforge.v1.WorkflowVersion\x12\x0f\n\x07\x63hanged\x18\x03 \x01(\x08\"<\n\x17ValidateWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"[\n\x18ValidateWorkflowResponse\x12\x31\n\x08problems\x18\x01 \x03(\x0b\x32\x1f.taskforge.v1.DefinitionProblem\x12\x0c\n\x04name\x18\x02 \x01(\t\"5\n\x12GetWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"?\n\x13GetWorkflowResponse\x12(\n\x08workflow\x18\x01 \x01(\x0b\x32\x16.taskforge.v1.Workflow\"P\n\x14ListWorkflowsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x15ListWorkflowsResponse\x12)\n\tworkflows\x18\x01 \x03(\x0b\x32\x16.taskforge.v1.Workflow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x19GetWorkflowVersionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\"L\n\x1aGetWorkflowVersionResponse\x12.\n\x07version\x18\x01 \x01(\x0b\x32\x1d.taskforge.v1.WorkflowVersion\"e\n\x1bListWorkflowVersionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"h\n\x1cListWorkflowVersionsResponse\x12/\n\x08versions\x18\x01 \x03(\x0b\x32\x1d.taskforge.v1.WorkflowVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x18SetWorkflowActiveRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\"E\n\x19SetWorkflowActiveResponse\x12(\n\x08workflow\x18\x01 \x01(\x0b\x32\x16.taskforge.v1.Workflow\"8\n\x15\x44\x65leteWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteWorkflowResponse2\x97\x06\n\x0fWorkflowService\x12X\n\rApplyWorkflow\x12\".taskforge.v1.ApplyWorkflowRequest\x1a#.taskforge.v1.ApplyWorkflowResponse\x12\x61\n\x10ValidateWorkflow\x12%.taskforge.v1.ValidateWorkflowRequest\x1a&.taskforge.v1.ValidateWorkflowResponse\x12R\n\x0bGetWorkflow\x12 .taskforge.v1.GetWorkflowRequest\x1a!.taskforge.v1.GetWorkflowResponse\x12X\n\rListWorkflows\x12\".taskforge.v1.ListWorkflowsRequest\x1a#.taskforge.v1.ListWorkflowsResponse\x12g\n\x12GetWorkflowVersion\x12\'.taskforge.v1.GetWorkflowVersionRequest\x1a(.taskforge.v1.GetWorkflowVersionResponse\x12m\n\x14ListWorkflowVersions\x12).taskforge.v1.ListWorkflowVersionsRequest\x1a*.taskforge.v1.ListWorkflowVersionsResponse\x12\x64\n\x11SetWorkflowActive\x12&.taskforge.v1.SetWorkflowActiveRequest\x1a\'.taskforge.v1.SetWorkflowActiveResponse\x12[\n\x0e\x44\x65leteWorkflow\x12#.taskforge.v1.DeleteWorkflowRequest\x1a$.taskforge.v1.DeleteWorkflowResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#taskforge/v1/workflow_service.proto\x12\x0ctaskforge.v1\x1a\x18taskforge/v1/graph.proto\x1a\x1btaskforge/v1/workflow.proto\"9\n\x14\x41pplyWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"\x82\x01\n\x15\x41pplyWorkflowResponse\x12(\n\x08workflow\x18\x01 \x01(\x0b\x32\x16.taskforge.v1.Workflow\x12.\n\x07version\x18\x02 \x01(\x0b\x32\x1d.taskforge.v1.WorkflowVersion\x12\x0f\n\x07\x63hanged\x18\x03 \x01(\x08\"<\n\x17ValidateWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\"[\n\x18ValidateWorkflowResponse\x12\x31\n\x08problems\x18\x01 \x03(\x0b\x32\x1f.taskforge.v1.DefinitionProblem\x12\x0c\n\x04name\x18\x02 \x01(\t\"5\n\x12GetWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"?\n\x13GetWorkflowResponse\x12(\n\x08workflow\x18\x01 \x01(\x0b\x32\x16.taskforge.v1.Workflow\"P\n\x14ListWorkflowsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"[\n\x15ListWorkflowsResponse\x12)\n\tworkflows\x18\x01 \x03(\x0b\x32\x16.taskforge.v1.Workflow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x19GetWorkflowVersionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\"L\n\x1aGetWorkflowVersionResponse\x12.\n\x07version\x18\x01 \x01(\x0b\x32\x1d.taskforge.v1.WorkflowVersion\"e\n\x1bListWorkflowVersionsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"h\n\x1cListWorkflowVersionsResponse\x12/\n\x08versions\x18\x01 \x03(\x0b\x32\x1d.taskforge.v1.WorkflowVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x18SetWorkflowActiveRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\"E\n\x19SetWorkflowActiveResponse\x12(\n\x08workflow\x18\x01 \x01(\x0b\x32\x16.taskforge.v1.Workflow\"8\n\x15\x44\x65leteWorkflowRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x18\n\x16\x44\x65leteWorkflowResponse\"Z\n\x17GetWorkflowGraphRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x0e\n\x06source\x18\x04 \x01(\t\">\n\x18GetWorkflowGraphResponse\x12\"\n\x05graph\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Graph2\xfa\x06\n\x0fWorkflowService\x12X\n\rApplyWorkflow\x12\".taskforge.v1.ApplyWorkflowRequest\x1a#.taskforge.v1.ApplyWorkflowResponse\x12\x61\n\x10ValidateWorkflow\x12%.taskforge.v1.ValidateWorkflowRequest\x1a&.taskforge.v1.ValidateWorkflowResponse\x12R\n\x0bGetWorkflow\x12 .taskforge.v1.GetWorkflowRequest\x1a!.taskforge.v1.GetWorkflowResponse\x12X\n\rListWorkflows\x12\".taskforge.v1.ListWorkflowsRequest\x1a#.taskforge.v1.ListWorkflowsResponse\x12g\n\x12GetWorkflowVersion\x12\'.taskforge.v1.GetWorkflowVersionRequest\x1a(.taskforge.v1.GetWorkflowVersionResponse\x12m\n\x14ListWorkflowVersions\x12).taskforge.v1.ListWorkflowVersionsRequest\x1a*.taskforge.v1.ListWorkflowVersionsResponse\x12\x64\n\x11SetWorkflowActive\x12&.taskforge.v1.SetWorkflowActiveRequest\x1a\'.taskforge.v1.SetWorkflowActiveResponse\x12[\n\x0e\x44\x65leteWorkflow\x12#.taskforge.v1.DeleteWorkflowRequest\x1a$.taskforge.v1.DeleteWorkflowResponse\x12\x61\n\x10GetWorkflowGraph\x12%.taskforge.v1.GetWorkflowGraphRequest\x1a&.taskforge.v1.GetWorkflowGraphResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'taskforge.v1.workflow_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APPLYWORKFLOWREQUEST']._serialized_start=82
-  _globals['_APPLYWORKFLOWREQUEST']._serialized_end=139
-  _globals['_APPLYWORKFLOWRESPONSE']._serialized_start=142
-  _globals['_APPLYWORKFLOWRESPONSE']._serialized_end=272
-  _globals['_VALIDATEWORKFLOWREQUEST']._serialized_start=274
-  _globals['_VALIDATEWORKFLOWREQUEST']._serialized_end=334
-  _globals['_VALIDATEWORKFLOWRESPONSE']._serialized_start=336
-  _globals['_VALIDATEWORKFLOWRESPONSE']._serialized_end=427
-  _globals['_GETWORKFLOWREQUEST']._serialized_start=429
-  _globals['_GETWORKFLOWREQUEST']._serialized_end=482
-  _globals['_GETWORKFLOWRESPONSE']._serialized_start=484
-  _globals['_GETWORKFLOWRESPONSE']._serialized_end=547
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=549
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=629
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=631
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=722
-  _globals['_GETWORKFLOWVERSIONREQUEST']._serialized_start=724
-  _globals['_GETWORKFLOWVERSIONREQUEST']._serialized_end=800
-  _globals['_GETWORKFLOWVERSIONRESPONSE']._serialized_start=802
-  _globals['_GETWORKFLOWVERSIONRESPONSE']._serialized_end=878
-  _globals['_LISTWORKFLOWVERSIONSREQUEST']._serialized_start=880
-  _globals['_LISTWORKFLOWVERSIONSREQUEST']._serialized_end=981
-  _globals['_LISTWORKFLOWVERSIONSRESPONSE']._serialized_start=983
-  _globals['_LISTWORKFLOWVERSIONSRESPONSE']._serialized_end=1087
-  _globals['_SETWORKFLOWACTIVEREQUEST']._serialized_start=1089
-  _globals['_SETWORKFLOWACTIVEREQUEST']._serialized_end=1164
-  _globals['_SETWORKFLOWACTIVERESPONSE']._serialized_start=1166
-  _globals['_SETWORKFLOWACTIVERESPONSE']._serialized_end=1235
-  _globals['_DELETEWORKFLOWREQUEST']._serialized_start=1237
-  _globals['_DELETEWORKFLOWREQUEST']._serialized_end=1293
-  _globals['_DELETEWORKFLOWRESPONSE']._serialized_start=1295
-  _globals['_DELETEWORKFLOWRESPONSE']._serialized_end=1319
-  _globals['_WORKFLOWSERVICE']._serialized_start=1322
-  _globals['_WORKFLOWSERVICE']._serialized_end=2113
+  _globals['_APPLYWORKFLOWREQUEST']._serialized_start=108
+  _globals['_APPLYWORKFLOWREQUEST']._serialized_end=165
+  _globals['_APPLYWORKFLOWRESPONSE']._serialized_start=168
+  _globals['_APPLYWORKFLOWRESPONSE']._serialized_end=298
+  _globals['_VALIDATEWORKFLOWREQUEST']._serialized_start=300
+  _globals['_VALIDATEWORKFLOWREQUEST']._serialized_end=360
+  _globals['_VALIDATEWORKFLOWRESPONSE']._serialized_start=362
+  _globals['_VALIDATEWORKFLOWRESPONSE']._serialized_end=453
+  _globals['_GETWORKFLOWREQUEST']._serialized_start=455
+  _globals['_GETWORKFLOWREQUEST']._serialized_end=508
+  _globals['_GETWORKFLOWRESPONSE']._serialized_start=510
+  _globals['_GETWORKFLOWRESPONSE']._serialized_end=573
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=575
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=655
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=657
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=748
+  _globals['_GETWORKFLOWVERSIONREQUEST']._serialized_start=750
+  _globals['_GETWORKFLOWVERSIONREQUEST']._serialized_end=826
+  _globals['_GETWORKFLOWVERSIONRESPONSE']._serialized_start=828
+  _globals['_GETWORKFLOWVERSIONRESPONSE']._serialized_end=904
+  _globals['_LISTWORKFLOWVERSIONSREQUEST']._serialized_start=906
+  _globals['_LISTWORKFLOWVERSIONSREQUEST']._serialized_end=1007
+  _globals['_LISTWORKFLOWVERSIONSRESPONSE']._serialized_start=1009
+  _globals['_LISTWORKFLOWVERSIONSRESPONSE']._serialized_end=1113
+  _globals['_SETWORKFLOWACTIVEREQUEST']._serialized_start=1115
+  _globals['_SETWORKFLOWACTIVEREQUEST']._serialized_end=1190
+  _globals['_SETWORKFLOWACTIVERESPONSE']._serialized_start=1192
+  _globals['_SETWORKFLOWACTIVERESPONSE']._serialized_end=1261
+  _globals['_DELETEWORKFLOWREQUEST']._serialized_start=1263
+  _globals['_DELETEWORKFLOWREQUEST']._serialized_end=1319
+  _globals['_DELETEWORKFLOWRESPONSE']._serialized_start=1321
+  _globals['_DELETEWORKFLOWRESPONSE']._serialized_end=1345
+  _globals['_GETWORKFLOWGRAPHREQUEST']._serialized_start=1347
+  _globals['_GETWORKFLOWGRAPHREQUEST']._serialized_end=1437
+  _globals['_GETWORKFLOWGRAPHRESPONSE']._serialized_start=1439
+  _globals['_GETWORKFLOWGRAPHRESPONSE']._serialized_end=1501
+  _globals['_WORKFLOWSERVICE']._serialized_start=1504
+  _globals['_WORKFLOWSERVICE']._serialized_end=2394
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from taskforge.v1 import graph_pb2 as _graph_pb2
 from taskforge.v1 import workflow_pb2 as _workflow_pb2
 import builtins as _builtins
 import sys
@@ -453,3 +454,61 @@ class DeleteWorkflowResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteWorkflowResponse: _TypeAlias = DeleteWorkflowResponse  # noqa: Y015
+
+@_typing.final
+class GetWorkflowGraphRequest(_message.Message):
+    """GetWorkflowGraphRequest names one version, or carries a definition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """namespace of the workflow, or whose rules apply. Empty means `default`."""
+    name: _builtins.str
+    """name of the workflow. Required, unless source is given."""
+    number: _builtins.int
+    """number of the version. 0 means the newest."""
+    source: _builtins.str
+    """source is the YAML text of a definition, at most 256 KiB. Excludes name and number."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "number", b"number", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWorkflowGraphRequest: _TypeAlias = GetWorkflowGraphRequest  # noqa: Y015
+
+@_typing.final
+class GetWorkflowGraphResponse(_message.Message):
+    """GetWorkflowGraphResponse carries the graph."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def graph(self) -> _graph_pb2.Graph:
+        """graph of the version or of the definition."""
+
+    def __init__(
+        self,
+        *,
+        graph: _graph_pb2.Graph | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWorkflowGraphResponse: _TypeAlias = GetWorkflowGraphResponse  # noqa: Y015

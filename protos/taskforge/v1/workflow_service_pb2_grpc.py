@@ -75,6 +75,11 @@ class WorkflowServiceStub:
                 request_serializer=taskforge_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.FromString,
                 _registered_method=True)
+        self.GetWorkflowGraph = channel.unary_unary(
+                '/taskforge.v1.WorkflowService/GetWorkflowGraph',
+                request_serializer=taskforge_dot_v1_dot_workflow__service__pb2.GetWorkflowGraphRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_workflow__service__pb2.GetWorkflowGraphResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowServiceServicer:
@@ -140,6 +145,14 @@ class WorkflowServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWorkflowGraph(self, request, context):
+        """GetWorkflowGraph answers the steps of a version, or of a definition that is not stored, and what follows what.
+        An invalid definition is INVALID_ARGUMENT as in ApplyWorkflow. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +195,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.DeleteWorkflow,
                     request_deserializer=taskforge_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.SerializeToString,
+            ),
+            'GetWorkflowGraph': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWorkflowGraph,
+                    request_deserializer=taskforge_dot_v1_dot_workflow__service__pb2.GetWorkflowGraphRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_workflow__service__pb2.GetWorkflowGraphResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -401,6 +419,33 @@ class WorkflowService:
             '/taskforge.v1.WorkflowService/DeleteWorkflow',
             taskforge_dot_v1_dot_workflow__service__pb2.DeleteWorkflowRequest.SerializeToString,
             taskforge_dot_v1_dot_workflow__service__pb2.DeleteWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWorkflowGraph(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.WorkflowService/GetWorkflowGraph',
+            taskforge_dot_v1_dot_workflow__service__pb2.GetWorkflowGraphRequest.SerializeToString,
+            taskforge_dot_v1_dot_workflow__service__pb2.GetWorkflowGraphResponse.FromString,
             options,
             channel_credentials,
             insecure,

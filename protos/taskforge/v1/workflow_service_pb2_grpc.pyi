@@ -54,6 +54,10 @@ class WorkflowServiceStub:
     """DeleteWorkflow removes a workflow from lists and stops its triggers. Its versions, runs and history stay.
     FAILED_PRECONDITION while it has open runs. Needs role `operator`.
     """
+    GetWorkflowGraph: _grpc.UnaryUnaryMultiCallable[_workflow_service_pb2.GetWorkflowGraphRequest, _workflow_service_pb2.GetWorkflowGraphResponse]
+    """GetWorkflowGraph answers the steps of a version, or of a definition that is not stored, and what follows what.
+    An invalid definition is INVALID_ARGUMENT as in ApplyWorkflow. Needs role `viewer`.
+    """
 
 @_typing.type_check_only
 class WorkflowServiceAsyncStub(WorkflowServiceStub):
@@ -80,6 +84,10 @@ class WorkflowServiceAsyncStub(WorkflowServiceStub):
     DeleteWorkflow: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.DeleteWorkflowRequest, _workflow_service_pb2.DeleteWorkflowResponse]  # type: ignore[assignment]
     """DeleteWorkflow removes a workflow from lists and stops its triggers. Its versions, runs and history stay.
     FAILED_PRECONDITION while it has open runs. Needs role `operator`.
+    """
+    GetWorkflowGraph: _aio.UnaryUnaryMultiCallable[_workflow_service_pb2.GetWorkflowGraphRequest, _workflow_service_pb2.GetWorkflowGraphResponse]  # type: ignore[assignment]
+    """GetWorkflowGraph answers the steps of a version, or of a definition that is not stored, and what follows what.
+    An invalid definition is INVALID_ARGUMENT as in ApplyWorkflow. Needs role `viewer`.
     """
 
 class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -152,6 +160,16 @@ class WorkflowServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_workflow_service_pb2.DeleteWorkflowResponse, _abc.Awaitable[_workflow_service_pb2.DeleteWorkflowResponse]]:
         """DeleteWorkflow removes a workflow from lists and stops its triggers. Its versions, runs and history stay.
         FAILED_PRECONDITION while it has open runs. Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def GetWorkflowGraph(
+        self,
+        request: _workflow_service_pb2.GetWorkflowGraphRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workflow_service_pb2.GetWorkflowGraphResponse, _abc.Awaitable[_workflow_service_pb2.GetWorkflowGraphResponse]]:
+        """GetWorkflowGraph answers the steps of a version, or of a definition that is not stored, and what follows what.
+        An invalid definition is INVALID_ARGUMENT as in ApplyWorkflow. Needs role `viewer`.
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
