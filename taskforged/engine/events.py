@@ -11,18 +11,22 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from taskforged.engine.model import Json
+from taskforged.engine.model import PRIORITY, Json
 from taskforged.engine.states import Kind, RunState
 
 __all__ = [
+    "ITEMS_MAX",
     "AdmitRun",
+    "ApproveStep",
     "AttemptCancelled",
     "AttemptCompleted",
     "AttemptFailed",
     "AttemptLost",
     "AttemptStarted",
+    "CancelChild",
     "CancelExecution",
     "CancelRun",
+    "ChildEnded",
     "ClearTimer",
     "Command",
     "CreateRun",
@@ -31,7 +35,14 @@ __all__ = [
     "FinishRun",
     "HistoryEvent",
     "IllegalEventError",
+    "PauseRun",
+    "Publish",
+    "RejectStep",
+    "ResolveStep",
+    "ResumeRun",
     "SetTimer",
+    "SignalRun",
+    "StartChild",
     "TimerFired",
     "Withdraw",
     "fact_body",
@@ -68,9 +79,32 @@ class HistoryEvent:
     body: Mapping[str, Json]
 
 
+ITEMS_MAX = 10_000
+"""Items of one fan-out, where the configuration says nothing else."""
+
+
 @dataclass(frozen=True, slots=True)
 class CreateRun:
-    """A run was accepted. `event_id` names the event that is visible to expressions as `event`."""
+    """A run was accepted.
+
+    Attributes:
+        event_id: names the event that is visible to expressions as `event`.
+        queue: lane of its activities.
+        priority: 0 to 9, more is sooner.
+        group: name of its concurrency group; empty for none.
+        group_limit: how many runs of the group may run at the same time.
+        run_at: microseconds; 0: at once.
+        parent: of a sub-workflow: `{"run_id", "step", "command"}`.
+        depth: how many parents are above it.
+        held: concurrency groups of the parents: none of them can become free before this run has ended.
+        pins: the versions of the sub-workflows, by name, as they were when the run was created.
+        retry_of: the run whose failed steps this one tries again.
+        rerun_of: the run that this one repeats.
+        from_step: where a rerun begins; empty: at the start.
+        attempt: counts the runs of one chain of retries, from 1.
+        pinned: outputs taken over from the earlier run, by step key.
+        items_max: most items of a fan-out.
+    """
 
     run_id: str
     namespace: str
@@ -81,6 +115,21 @@ class CreateRun:
     event_id: str = ""
     correlation_id: str = ""
     created_by: str = ""
+    queue: str = "default"
+    priority: int = PRIORITY
+    group: str = ""
+    group_limit: int = 0
+    run_at: int = 0
+    parent: Json = None
+    depth: int = 0
+    held: Json = None
+    pins: Json = None
+    retry_of: str = ""
+    rerun_of: str = ""
+    from_step: str = ""
+    attempt: int = 1
+    pinned: Json = None
+    items_max: int = ITEMS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +143,77 @@ class CancelRun:
 
     reason: str = ""
     by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRun:
+    """Somebody wants nothing new to be started."""
+
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeRun:
+    """Somebody wants the run to go on."""
+
+    reason: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRun:
+    """Somebody sent a signal. The step that has waited longest for it takes it, else the next one that waits."""
+
+    signal: str
+    payload: Json = None
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApproveStep:
+    """Somebody approved what step `key` asks for."""
+
+    key: str
+    by: str = ""
+    payload: Json = None
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RejectStep:
+    """Somebody rejected what step `key` asks for."""
+
+    key: str
+    by: str = ""
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveStep:
+    """Somebody said what became of an attempt whose effect is unknown.
+
+    Attributes:
+        key: the step.
+        outcome: `succeeded`, `failed` or `retry`.
+        output: of a step that succeeded.
+    """
+
+    key: str
+    outcome: str
+    by: str = ""
+    output: Json = None
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnded:
+    """The sub-workflow that command `command` started has ended, or could not be started."""
+
+    command: int
+    state: str
+    output: Json = None
+    error: Json = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +234,16 @@ class AttemptCompleted:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """The executor failed. `error` has `code`, `message` and perhaps `details`."""
+    """The executor failed. `error` has `code`, `message` and perhaps `details`.
+
+    `is_unknown` says that the effect may have happened all the same.
+    """
 
     command: int
     error: Json
     retryable: bool
     retry_after_s: float | None = None
+    is_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +272,13 @@ Fact: TypeAlias = (
     CreateRun
     | AdmitRun
     | CancelRun
+    | PauseRun
+    | ResumeRun
+    | SignalRun
+    | ApproveStep
+    | RejectStep
+    | ResolveStep
+    | ChildEnded
     | AttemptStarted
     | AttemptCompleted
     | AttemptFailed
@@ -160,6 +291,13 @@ FACT_KINDS: Mapping[type[Any], Kind] = {
     CreateRun: Kind.RUN_CREATED,
     AdmitRun: Kind.RUN_STARTED,
     CancelRun: Kind.RUN_CANCEL_REQUESTED,
+    PauseRun: Kind.RUN_PAUSED,
+    ResumeRun: Kind.RUN_RESUMED,
+    SignalRun: Kind.RUN_SIGNALLED,
+    ApproveStep: Kind.STEP_APPROVED,
+    RejectStep: Kind.STEP_REJECTED,
+    ResolveStep: Kind.STEP_RESOLVED,
+    ChildEnded: Kind.STEP_CHILD_ENDED,
     AttemptStarted: Kind.STEP_STARTED,
     AttemptCompleted: Kind.STEP_COMPLETED,
     AttemptFailed: Kind.STEP_ATTEMPT_FAILED,
@@ -168,11 +306,17 @@ FACT_KINDS: Mapping[type[Any], Kind] = {
     TimerFired: Kind.TIMER_FIRED,
 }
 _BY_KIND = {kind: fact for fact, kind in FACT_KINDS.items()}
-_FIELDS = {fact: tuple((field.name, field.default) for field in fields(fact)) for fact in FACT_KINDS}
+_FIELDS = {
+    fact: tuple((field.name, field.default) for field in fields(fact) if field.name != "key") for fact in FACT_KINDS
+}
+_KEYED = frozenset({ApproveStep, RejectStep, ResolveStep})
 
 
 def fact_body(fact: Fact) -> dict[str, Json]:
-    """Answer the fact's fields as a history body. Fields that have their default value are left out."""
+    """Answer the fact's fields as a history body. Fields that have their default value are left out.
+
+    The key of a step stands in the entry's own column.
+    """
     return {name: value for name, default in _FIELDS[type(fact)] if (value := getattr(fact, name)) != default}
 
 
@@ -185,7 +329,10 @@ def fact_from_history(event: HistoryEvent) -> Fact | None:
     if fact is None:
         return None
     body = event.body
-    found: Fact = fact(**{name: body[name] for name, _ in _FIELDS[fact] if name in body})
+    values = {name: body[name] for name, _ in _FIELDS[fact] if name in body}
+    if fact in _KEYED:
+        values["key"] = event.step
+    found: Fact = fact(**values)
     return found
 
 
@@ -206,7 +353,7 @@ class CancelExecution:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Command `seq`, which no attempt has started on, is no longer wanted."""
+    """Command `seq`, which no attempt has started on, is not wanted; a run that is resumed may ask for it again."""
 
     seq: int
 
@@ -227,13 +374,44 @@ class ClearTimer:
 
 
 @dataclass(frozen=True, slots=True)
+class StartChild:
+    """Create run `run_id` of a sub-workflow. Its end comes back as `ChildEnded(seq)`."""
+
+    seq: int
+    step: str
+    run_id: str
+    workflow: str
+    version: int
+    input: Json
+
+
+@dataclass(frozen=True, slots=True)
+class CancelChild:
+    """Cancel the run that command `seq` started. Its end comes back as always."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Store an internal event, in the transaction of this very call."""
+
+    event_id: str
+    type: str
+    data: Json
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
 class FinishRun:
     """The run is over. Always the last command of a run."""
 
     state: RunState
 
 
-Command: TypeAlias = Execute | CancelExecution | Withdraw | SetTimer | ClearTimer | FinishRun
+Command: TypeAlias = (
+    Execute | CancelExecution | Withdraw | SetTimer | ClearTimer | StartChild | CancelChild | Publish | FinishRun
+)
 
 
 def rfc3339(at: int) -> str:

@@ -420,6 +420,7 @@ class WorkflowModel:
         depth: for every step id, how many fan-outs it is inside of; derived.
         phases: for every step id, the block it belongs to: `main`, `on_failure`, `on_cancel`, `compensate`; derived.
         children: names of the sub-workflows that are pinned when a run is created; derived.
+        compensates: whether any step has a compensation; derived.
     """
 
     name: str
@@ -436,6 +437,7 @@ class WorkflowModel:
     depth: Mapping[str, int] = field(init=False, repr=False, compare=False)
     phases: Mapping[str, str] = field(init=False, repr=False, compare=False)
     children: frozenset[str] = field(init=False, repr=False, compare=False)
+    compensates: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Index the steps by id."""
@@ -449,6 +451,7 @@ class WorkflowModel:
         object.__setattr__(self, "depth", index.depth)
         object.__setattr__(self, "phases", index.phases)
         object.__setattr__(self, "children", pinned)
+        object.__setattr__(self, "compensates", "compensate" in index.phases.values())
 
 
 class _Index(NamedTuple):

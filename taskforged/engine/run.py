@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
+from typing import NamedTuple
 
-from taskforged.engine.events import HistoryEvent, IllegalEventError
-from taskforged.engine.model import Json
+from taskforged.engine.events import ITEMS_MAX, HistoryEvent, IllegalEventError
+from taskforged.engine.keys import inner_prefix, item_key, split_item
+from taskforged.engine.model import PRIORITY, Json
 from taskforged.engine.states import (
+    FAILED_STEPS,
     RUN_TRANSITIONS,
     STEP_TRANSITIONS,
     TERMINAL_RUNS,
@@ -21,7 +24,21 @@ from taskforged.engine.states import (
     StepState,
 )
 
-__all__ = ["Run", "StepRun", "evolve", "fold"]
+__all__ = ["Fan", "Run", "StepRun", "evolve", "fold"]
+
+
+class Fan(NamedTuple):
+    """How far a fan-out is.
+
+    Attributes:
+        next: index of the first item that was not started.
+        open: how many items are under way.
+        failed: how many items have failed.
+    """
+
+    next: int = 0
+    open: int = 0
+    failed: int = 0
 
 
 @dataclass(slots=True)
@@ -32,7 +49,8 @@ class StepRun:
         state: where it stands.
         attempt: number of the newest attempt; 0 before the first and for kinds without attempts.
         lost: how many attempts were cut by a crash.
-        input: resolved input of an activity, secrets as references.
+        input: resolved input of an activity, secrets as references; the items of a fan-out; what a `wait` waits for,
+            `{"signal"}` or `{"approval"}`; a sub-workflow's `{"workflow", "version", "input"}`.
         output: JSON, once it has succeeded.
         error: `{"code", "message", …}` of the newest failure.
         command: sequence of the command that asks for the current attempt; 0 for none.
@@ -42,6 +60,9 @@ class StepRun:
         started_at: when it was reached.
         ended_at: when it became terminal; 0 before.
         wake_at: when its timer is due; 0 for none.
+        child: run id of its sub-workflow.
+        pinned: its output was taken over from an earlier run.
+        evidence: what is known of an attempt whose effect is not.
     """
 
     state: StepState = StepState.NEW
@@ -57,17 +78,29 @@ class StepRun:
     started_at: int = 0
     ended_at: int = 0
     wake_at: int = 0
+    child: str = ""
+    pinned: bool = False
+    evidence: Json = None
 
 
 @dataclass(slots=True)
 class Run:
-    """One run. `steps` holds the steps that were reached, in the order in which they were.
+    """One run. `steps` holds the steps that were reached, in the order in which they were. See also `CreateRun`.
 
     Attributes:
         failing: why the run is failing, from `run.failing` on; the final error.
         failing_to: the final state that `failing` leads to.
-        commands: open commands, sequence to step.
-        timers: open timers, sequence to step; the empty step is the run's own timeout.
+        compensating: steps to be undone, in this order; None before that is known.
+        cancelling: everything has stopped, and the steps of `on_cancel` are executed.
+        grace_over: they took too long.
+        timeout_at: when the run times out; 0 for never.
+        timeout_left: what was left of that when the run was paused, in microseconds.
+        paused_by: who paused it; only while it is paused.
+        commands: open commands, sequence to step: attempts and sub-workflows.
+        timers: open timers, sequence to step; the empty step is the run itself: its start, its timeout, or the grace
+            of `on_cancel`.
+        fans: how far each open fan-out is.
+        signals: signals that no step has taken yet, by name, the oldest first.
         event: content of the event that started the run, as expressions see it. It is immutable and stored once
             outside the history, which names it by `event_id`.
     """
@@ -82,17 +115,41 @@ class Run:
     event_id: str = ""
     correlation_id: str = ""
     created_by: str = ""
+    queue: str = "default"
+    priority: int = PRIORITY
+    group: str = ""
+    group_limit: int = 0
+    run_at: int = 0
+    parent: Json = None
+    depth: int = 0
+    held: tuple[str, ...] = ()
+    pins: Mapping[str, int] = field(default_factory=dict)
+    retry_of: str = ""
+    rerun_of: str = ""
+    from_step: str = ""
+    attempt: int = 1
+    pinned: Mapping[str, Json] = field(default_factory=dict)
+    items_max: int = ITEMS_MAX
     input: Json = None
     output: Json = None
     failing: Json = None
     failing_to: RunState = RunState.FAILED
+    compensating: tuple[str, ...] | None = None
     cancel_requested: bool = False
+    cancelling: bool = False
+    grace_over: bool = False
+    timeout_at: int = 0
+    timeout_left: int = 0
+    paused_by: str = ""
+    pause_reason: str = ""
     created_at: int = 0
     started_at: int = 0
     ended_at: int = 0
     steps: dict[str, StepRun] = field(default_factory=dict)
     commands: dict[int, str] = field(default_factory=dict)
     timers: dict[int, str] = field(default_factory=dict)
+    fans: dict[str, Fan] = field(default_factory=dict)
+    signals: dict[str, tuple[Json, ...]] = field(default_factory=dict)
     event: Json = None
 
     def clone(self) -> Run:
@@ -101,6 +158,8 @@ class Run:
         twin.steps = dict(self.steps)
         twin.commands = dict(self.commands)
         twin.timers = dict(self.timers)
+        twin.fans = dict(self.fans)
+        twin.signals = dict(self.signals)
         return twin
 
 
@@ -156,15 +215,26 @@ def _evolve_step(run: Run, event: HistoryEvent) -> None:
     step.attempt = event.attempt
     _STEP_CHANGES[event.kind](run, step, event)
     if not STEP_TRANSITIONS[after]:
-        _close_step(run, step, event.at)
+        _close_step(run, step, event)
     run.steps[event.step] = step
+    if event.step[-1] == "]" and (before is None or step.ended_at):
+        _count_item(run, event.step, is_new=before is None, after=after, is_over=bool(step.ended_at))
 
 
-def _close_step(run: Run, step: StepRun, at: int) -> None:
-    step.ended_at = at
+def _close_step(run: Run, step: StepRun, event: HistoryEvent) -> None:
+    step.ended_at = event.at
     run.commands.pop(step.command, None)
     run.timers.pop(step.timer, None)
+    run.fans.pop(event.step, None)
     step.command = step.timer = step.wake_at = 0
+
+
+def _count_item(run: Run, key: str, *, is_new: bool, after: StepState, is_over: bool) -> None:
+    fan_out, index = split_item(key)
+    fan = run.fans.get(fan_out)
+    if fan is not None:  # it may have been left already, when the run is being stopped
+        failed = fan.failed + (is_over and after in FAILED_STEPS)
+        run.fans[fan_out] = Fan(max(fan.next, index + 1), fan.open + is_new - is_over, failed)
 
 
 def _mark_skipped(run: Run, event: HistoryEvent) -> None:
@@ -182,33 +252,86 @@ def _created(run: Run, event: HistoryEvent) -> None:
     run.workflow = body["workflow"]
     run.version = body["version"]
     run.input = body["input"]
-    run.trigger = body.get("trigger", "manual")
-    run.event_id = body.get("event_id", "")
-    run.correlation_id = body.get("correlation_id", "") or run.run_id
-    run.created_by = body.get("created_by", "")
     run.created_at = event.at
+    run.correlation_id = body.get("correlation_id", "") or run.run_id
+    for name, value in body.items():
+        if name in _GIVEN:
+            setattr(run, name, value)
+    if "held" in body:
+        run.held = tuple(body["held"])
+
+
+_GIVEN = frozenset({"trigger", "event_id", "created_by", "queue", "priority", "group", "group_limit", "run_at"}) | {
+    *("parent", "depth", "pins", "retry_of", "rerun_of", "from_step", "attempt", "pinned", "items_max"),
+}
+"""Fields of `CreateRun` that are those of `Run`. What has its default value is not recorded."""
+
+
+def _scheduled(run: Run, event: HistoryEvent) -> None:
+    run.timers[event.sequence] = ""
 
 
 def _started(run: Run, event: HistoryEvent) -> None:
     run.started_at = event.at
+    _limit_time(run, event)
+
+
+def _limit_time(run: Run, event: HistoryEvent) -> None:
     if "timeout_at" in event.body:
         run.timers[event.sequence] = ""
+        run.timeout_at = event.body["timeout_at"]
 
 
 def _run_timer_fired(run: Run, event: HistoryEvent) -> None:
     run.timers.pop(event.body["timer"], None)
+    run.grace_over = run.cancelling
 
 
 def _cancel_requested(run: Run, _: HistoryEvent) -> None:
     run.cancel_requested = True
+    run.paused_by = run.pause_reason = ""
+
+
+def _cancelling(run: Run, event: HistoryEvent) -> None:
+    run.cancelling = True
+    _drop_own_timers(run)
+    run.timers[event.sequence] = ""
+    _mark_skipped(run, event)
+
+
+def _drop_own_timers(run: Run) -> None:
+    for seq in [seq for seq, step in run.timers.items() if not step]:
+        del run.timers[seq]
+
+
+def _paused(run: Run, event: HistoryEvent) -> None:
+    run.timeout_left = event.body.get("timeout_left", 0)
+    run.paused_by = event.body.get("by", "")
+    run.pause_reason = event.body.get("reason", "")
+    _drop_own_timers(run)
+
+
+def _resumed(run: Run, event: HistoryEvent) -> None:
+    run.timeout_left = 0
+    run.paused_by = run.pause_reason = ""
+    _limit_time(run, event)
+
+
+def _signalled(run: Run, event: HistoryEvent) -> None:
+    name = event.body["signal"]
+    signal = {"payload": event.body.get("payload"), "by": event.body.get("by", "")}
+    run.signals[name] = (*run.signals.get(name, ()), signal)
 
 
 def _failing(run: Run, event: HistoryEvent) -> None:
     run.failing = event.body["error"]
     run.failing_to = RunState(event.body["to"])
-    for seq in [seq for seq, step in run.timers.items() if not step]:
-        del run.timers[seq]  # the run's timeout does not cover on_failure
+    _drop_own_timers(run)  # the run's timeout does not cover what follows
     _mark_skipped(run, event)
+
+
+def _compensating(run: Run, event: HistoryEvent) -> None:
+    run.compensating = tuple(event.body["steps"])
 
 
 def _succeeded(run: Run, event: HistoryEvent) -> None:
@@ -217,10 +340,16 @@ def _succeeded(run: Run, event: HistoryEvent) -> None:
 
 _RUN_CHANGES: Mapping[Kind, Callable[[Run, HistoryEvent], None]] = {
     Kind.RUN_CREATED: _created,
+    Kind.RUN_SCHEDULED: _scheduled,
     Kind.RUN_STARTED: _started,
+    Kind.RUN_PAUSED: _paused,
+    Kind.RUN_RESUMED: _resumed,
+    Kind.RUN_SIGNALLED: _signalled,
     Kind.TIMER_FIRED: _run_timer_fired,
     Kind.RUN_CANCEL_REQUESTED: _cancel_requested,
+    Kind.RUN_CANCELLING: _cancelling,
     Kind.RUN_FAILING: _failing,
+    Kind.RUN_COMPENSATING: _compensating,
     Kind.RUN_SUCCEEDED: _succeeded,
 }
 
@@ -242,6 +371,38 @@ def _completed(_: Run, step: StepRun, event: HistoryEvent) -> None:
     step.error = None
 
 
+def _step_succeeded(run: Run, step: StepRun, event: HistoryEvent) -> None:
+    body = event.body
+    step.error = None
+    if "pinned" in body:
+        step.pinned = True
+        step.output = run.pinned.get(event.step)
+    elif "output" in body:
+        step.output = body["output"]
+    _gather(run, step, event)
+    if "signal" in body:  # the step has taken the oldest one
+        rest = run.signals[body["signal"]][1:]
+        if rest:
+            run.signals[body["signal"]] = rest
+        else:
+            del run.signals[body["signal"]]
+
+
+def _gather(run: Run, step: StepRun, event: HistoryEvent) -> None:
+    """Make the output of what contains other steps from theirs, so that history does not hold them twice."""
+    body = event.body
+    if "items" in body:
+        step.output = [_output_of(run, item_key(event.step, index)) for index in range(body["items"])]
+    elif "collect" in body:
+        prefix = inner_prefix(event.step)
+        step.output = {name: _output_of(run, prefix + name) for name in body["collect"]}
+
+
+def _output_of(run: Run, key: str) -> Json:
+    step = run.steps.get(key)
+    return None if step is None else step.output
+
+
 def _attempt_failed(_: Run, step: StepRun, event: HistoryEvent) -> None:
     step.error = event.body["error"]
 
@@ -251,21 +412,46 @@ def _attempt_lost(_: Run, step: StepRun, event: HistoryEvent) -> None:
     step.error = {"code": "lost", "message": event.body["reason"]}
 
 
-def _needs_decision(run: Run, step: StepRun, _: HistoryEvent) -> None:
+def _needs_decision(run: Run, step: StepRun, event: HistoryEvent) -> None:
     run.commands.pop(step.command, None)  # it must never be executed again
     step.command = 0
+    step.evidence = event.body.get("evidence")
+
+
+def _resolved(_: Run, step: StepRun, __: HistoryEvent) -> None:
+    step.evidence = None
 
 
 def _retrying(run: Run, step: StepRun, event: HistoryEvent) -> None:
     run.commands.pop(step.command, None)
     step.command = 0
-    _waiting(run, step, event)
+    _set_timer(run, step, event)
 
 
-def _waiting(run: Run, step: StepRun, event: HistoryEvent) -> None:
+def _set_timer(run: Run, step: StepRun, event: HistoryEvent) -> None:
     step.timer = event.sequence
     step.wake_at = event.body["at"]
     run.timers[event.sequence] = event.step
+
+
+def _waiting(run: Run, step: StepRun, event: HistoryEvent) -> None:
+    body = event.body
+    if "at" in body:
+        _set_timer(run, step, event)
+    if "child" in body:
+        step.child = body["child"]
+        step.command = event.sequence
+        run.commands[event.sequence] = event.step
+    step.input = {name: body[name] for name in _WAITED_FOR if name in body} or None
+
+
+_WAITED_FOR = ("signal", "approval", "workflow", "version", "input")
+
+
+def _child_ended(run: Run, step: StepRun, event: HistoryEvent) -> None:
+    run.commands.pop(step.command, None)
+    step.command = 0
+    step.output = event.body.get("output")
 
 
 def _step_timer_fired(run: Run, step: StepRun, event: HistoryEvent) -> None:
@@ -280,8 +466,15 @@ def _branched(run: Run, step: StepRun, event: HistoryEvent) -> None:
     _mark_skipped(run, event)
 
 
+def _expanded(run: Run, step: StepRun, event: HistoryEvent) -> None:
+    step.input = event.body["items"]
+    run.fans[event.step] = Fan()
+
+
 def _failed(run: Run, step: StepRun, event: HistoryEvent) -> None:
     step.error = event.body.get("error", step.error)
+    step.output = None
+    _gather(run, step, event)
     _mark_skipped(run, event)
 
 
@@ -299,9 +492,15 @@ _STEP_CHANGES: Mapping[Kind, Callable[[Run, StepRun, HistoryEvent], None]] = {
     Kind.STEP_RETRYING: _retrying,
     Kind.STEP_WAITING: _waiting,
     Kind.STEP_NEEDS_DECISION: _needs_decision,
-    Kind.STEP_RESOLVED: _nothing,
+    Kind.STEP_RESOLVED: _resolved,
+    Kind.STEP_APPROVED: _nothing,
+    Kind.STEP_REJECTED: _nothing,
+    Kind.STEP_CHILD_ENDED: _child_ended,
     Kind.STEP_BRANCHED: _branched,
-    Kind.STEP_SUCCEEDED: _completed,
+    Kind.STEP_ENTERED: _nothing,
+    Kind.STEP_EXPANDED: _expanded,
+    Kind.STEP_YIELDED: _set_timer,
+    Kind.STEP_SUCCEEDED: _step_succeeded,
     Kind.STEP_FAILED: _failed,
     Kind.STEP_DEAD: _failed,
     Kind.STEP_SKIPPED: _nothing,
