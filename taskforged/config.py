@@ -57,6 +57,21 @@ def _listen(value: Any) -> str:
     return str(value)
 
 
+def _switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value not in {"true", "false"}:
+        raise ValueError("must be true or false")
+    return bool(value == "true")
+
+
+def _programs(value: Any) -> tuple[str, ...]:
+    paths = [path for path in value.split(":") if path] if isinstance(value, str) else value
+    if not isinstance(paths, (list, tuple)) or not all(isinstance(p, str) and p.startswith("/") for p in paths):
+        raise ValueError('must be a list of absolute paths such as ["/usr/bin/git"]; in the variable with : between')
+    return tuple(paths)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting: where it stands, what it defaults to, how it is checked, what it is."""
@@ -94,6 +109,8 @@ SETTINGS: tuple[Setting, ...] = (
         _integer(1536, 1 << 20),
         "address space in MiB: an expression that would need more fails, instead of the machine",
     ),
+    Setting("shell", "allow", [], _programs, "absolute paths of the programs that shell steps may execute"),
+    Setting("shell", "unsafe", False, _switch, "true: shell steps may execute anything"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
 )

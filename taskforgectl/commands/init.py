@@ -51,6 +51,13 @@ _CONFIG = """\
 # Address space in MiB: an expression that would need more fails, instead of the machine.
 # memory_mib = 4096
 
+[shell]
+# Absolute paths of the programs that shell steps may execute, for example ["/usr/bin/git"].
+# Whoever may apply workflows then executes them as this user, with any arguments. TASKFORGE_SHELL_ALLOW has : between.
+# allow = []
+# true: shell steps may execute anything.
+# unsafe = false
+
 [log]
 # Least severity that is logged: debug, info, warning, error.
 # level = "info"
