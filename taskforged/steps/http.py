@@ -69,8 +69,10 @@ class _FailedError(Exception):
         self.outcome = outcome
 
 
-def _fail(code: str, message: str, *, retryable: bool = False, details: Json = None) -> NoReturn:
-    raise _FailedError(Failed(code, message, retryable=retryable, details=details)) from None
+def _fail(
+    code: str, message: str, *, retryable: bool = False, details: Json = None, is_unknown: bool = False
+) -> NoReturn:
+    raise _FailedError(Failed(code, message, retryable, details=details, is_unknown=is_unknown)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class HttpExecutor:
             async with asyncio.timeout(timeout_s):
                 return _masked(await self._attempt(task, used), used)
         except TimeoutError:
-            return Failed("timeout", f"no complete answer within {timeout_s:g} s", retryable=True)
+            return Failed("timeout", f"no complete answer within {timeout_s:g} s", retryable=True, is_unknown=True)
         except _FailedError as error:
             return _masked(error.outcome, used)
 
@@ -188,10 +190,10 @@ class HttpExecutor:
                     if following is None:
                         return await self._judge(response, rules, used)
                     if redirects == rules.redirects_max:
-                        _fail("too_many_redirects", f"more than {rules.redirects_max} redirects")
+                        _fail("too_many_redirects", f"more than {rules.redirects_max} redirects", is_unknown=True)
                     request, redirects = following, redirects + 1
             except (aiohttp.ClientError, OSError) as error:
-                _raise_network(error, request.url)
+                _raise_network(error, request.url, is_redirected=redirects > 0)
 
     def _send(self, request: _Request) -> aiohttp.client._RequestContextManager:
         if self._session is None:
@@ -212,11 +214,13 @@ class HttpExecutor:
             return await self._rejected(response, head, used)
         raw, is_complete = await _read(response, rules.bytes_max)
         if not is_complete:
-            _fail("response_too_large", f"the answer has more than {rules.bytes_max:,} bytes", details=head)
+            message = f"the answer has more than {rules.bytes_max:,} bytes"
+            _fail("response_too_large", message, details=head, is_unknown=True)
         try:
             return Succeeded({**head, "body": _body(response, raw, rules.bytes_max)})
         except InvalidArgumentError as error:
-            _fail("invalid_json", error.message, details={**head, "body": _excerpt(response, raw, used)})
+            details = {**head, "body": _excerpt(response, raw, used)}
+            _fail("invalid_json", error.message, details=details, is_unknown=True)
 
     async def _rejected(self, response: aiohttp.ClientResponse, head: dict[str, Json], used: set[str]) -> Failed:
         raw, _ = await _read(response, _FAILURE_READ_MAX)
@@ -228,6 +232,7 @@ class HttpExecutor:
             retryable=retryable,
             retry_after_s=self._retry_after_s(response.headers.get("Retry-After", "")) if retryable else None,
             details={**head, "body": _excerpt(response, raw, used)},
+            is_unknown=status in {502, 504},  # a gateway speaks of itself, not of the server behind it
         )
 
     def _retry_after_s(self, text: str) -> float | None:
@@ -412,9 +417,9 @@ def _target(base: URL, location: str) -> URL:
     try:
         target = base.join(_parsed(location)).with_fragment(None).with_user(None)
     except ValueError:
-        _fail("unsafe_redirect", "the redirect leads to something that is no URL")
+        _fail("unsafe_redirect", "the redirect leads to something that is no URL", is_unknown=True)
     if not _is_http(target):
-        _fail("unsafe_redirect", f"the redirect leads to the scheme {target.scheme[:20]!r}")
+        _fail("unsafe_redirect", f"the redirect leads to the scheme {target.scheme[:20]!r}", is_unknown=True)
     return target
 
 
@@ -428,7 +433,11 @@ def _without_body(request: _Request) -> _Request:
 
 def _at_other_origin(request: _Request) -> _Request:
     if request.is_secret:
-        _fail("unsafe_redirect", f"the redirect would hand the body's secrets to {_origin_text(request.url)}")
+        _fail(
+            "unsafe_redirect",
+            f"the redirect would hand the body's secrets to {_origin_text(request.url)}",
+            is_unknown=True,
+        )
     return replace(request, headers=request.fallback)
 
 
@@ -530,8 +539,10 @@ _NETWORK: tuple[tuple[type[Exception], str, str], ...] = (
 """The first that fits. The errors' own texts are not used: they hold URLs, and so what was put into the query."""
 
 
-def _raise_network(error: Exception, url: URL) -> NoReturn:
+def _raise_network(error: Exception, url: URL, *, is_redirected: bool) -> NoReturn:
     code, message = next((code, message) for kind, code, message in _NETWORK if isinstance(error, kind))
     reason = error.strerror if isinstance(error, OSError) and error.strerror else ""
     text = f"{_origin_text(url)}: {message}" + (f" ({reason})" if reason else "")
-    _fail(code, text, retryable=code == "network")
+    is_sent = code == "network" and not isinstance(error, aiohttp.ClientConnectorError)
+    # With a redirect somebody has answered already; after a POST a 303 means that it was done.
+    _fail(code, text, retryable=code == "network", is_unknown=is_sent or is_redirected)

@@ -619,7 +619,7 @@ def then_reset(data):
 async def test_an_answer_that_is_broken_is_a_network_error(http, serve, script):
     server = await serve(script)
     outcome = await call(http, server, method="POST")
-    assert (outcome.code, outcome.retryable) == ("network", True), outcome
+    assert (outcome.code, outcome.retryable, outcome.is_unknown) == ("network", True, True), outcome
 
 
 async def test_a_body_until_the_connection_closes(http, serve):
@@ -633,14 +633,14 @@ async def test_nobody_listens(http, serve):
     listening.close()
     await listening.wait_closed()
     outcome = await http.execute(task(f"http://127.0.0.1:{port}/path?token=abc"))
-    assert (outcome.code, outcome.retryable) == ("network", True)
+    assert (outcome.code, outcome.retryable, outcome.is_unknown) == ("network", True, False)
     assert f"127.0.0.1:{port}" in outcome.message
     assert "abc" not in outcome.message
 
 
 async def test_a_name_that_does_not_exist(http):
     outcome = await http.execute(task("http://no-such-name.invalid/"))
-    assert (outcome.code, outcome.retryable) == ("network", True)
+    assert (outcome.code, outcome.retryable, outcome.is_unknown) == ("network", True, False)
 
 
 def never(data=b""):
@@ -679,7 +679,8 @@ async def test_the_default_timeout(serve):
     http = HttpExecutor(timeout_s=SHORT)
     await http.start()
     server = await serve(never())
-    assert (await call(http, server, timeout_s=None)).code == "timeout"
+    outcome = await call(http, server, timeout_s=None)
+    assert (outcome.code, outcome.is_unknown) == ("timeout", True)
     await http.close()
 
 
@@ -745,7 +746,7 @@ async def test_a_certificate_that_nobody_signed(http, serve, certificate):
     context.load_cert_chain(certificate)
     server = await serve(answer(), tls=context)
     outcome = await call(http, server)
-    assert (outcome.code, outcome.retryable) == ("tls", False)
+    assert (outcome.code, outcome.retryable, outcome.is_unknown) == ("tls", False, False)
     assert server.requests == []
 
 
@@ -758,6 +759,30 @@ async def test_a_server_that_does_not_speak_tls(http, serve):
     outcome = await http.execute(task(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"))
     assert outcome.code in {"tls", "network"}
     listening.close()
+
+
+# What a failure says about the effect
+
+
+@pytest.mark.parametrize(
+    ("status", "is_unknown"),
+    [(400, False), (408, False), (429, False), (500, False), (502, True), (503, False), (504, True)],
+)
+async def test_only_a_gateway_does_not_know(http, serve, status, is_unknown):
+    server = await serve(answer(status))
+    assert (await call(http, server)).is_unknown is is_unknown
+
+
+async def test_an_accepted_request_whose_answer_is_of_no_use(http, serve):
+    for raw in (b"{", b'"' + b"x" * 200_000 + b'"'):
+        assert (await call(http, await serve(answer(body=raw)), method="POST")).is_unknown
+
+
+async def test_a_redirect_is_an_answer_to_what_was_sent(http, serve):
+    for target in ("http://127.0.0.1:1/", "ftp://x/", "http://[::1", "/"):
+        server = await serve(answer(303, headers=[f"Location: {target}"]))
+        assert (await call(http, server, method="POST", max_redirects=1)).is_unknown, target
+    assert not (await http.execute(task("http://127.0.0.1:1/"))).is_unknown
 
 
 async def test_it_must_be_started():
