@@ -111,7 +111,7 @@ class Run:
     namespace: str = ""
     workflow: str = ""
     version: int = 0
-    trigger: str = ""
+    trigger: str = "manual"
     event_id: str = ""
     correlation_id: str = ""
     created_by: str = ""

@@ -145,9 +145,15 @@ class Checker:
         for index in self._model.steps[key].after:
             before = run.steps.get(block.steps[index].id)
             self._expect(before is not None and before.state in TERMINAL_STEPS, f"{key} ran before what it needs")
-        for other in block.steps:
+        place = next(index for index, step in enumerate(block.steps) if step.id == key)
+        for number, other in enumerate(block.steps):
+            if not block.ancestors[place] >> number & 1:
+                continue
             is_failed = other.id in run.steps and run.steps[other.id].state in FAILED_STEPS
-            self._expect(not is_failed or other.continue_on_error, f"{key} began after {other.id} had failed its block")
+            self._expect(
+                not is_failed or other.continue_on_error,
+                f"{key} began after {other.id}, which it depends on, had failed",
+            )
         if parent is not None:
             switch = run.steps[parent.id]
             self._expect(switch.state is StepState.RUNNING and switch.case == case, f"{key} is not in the chosen case")

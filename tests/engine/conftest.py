@@ -4,12 +4,19 @@ import pytest
 
 from taskforged.engine.events import (
     AdmitRun,
+    ApproveStep,
     AttemptCancelled,
     AttemptCompleted,
     AttemptFailed,
     AttemptLost,
     AttemptStarted,
     CancelRun,
+    ChildEnded,
+    PauseRun,
+    RejectStep,
+    ResolveStep,
+    ResumeRun,
+    SignalRun,
     TimerFired,
 )
 from taskforged.testing.factory import activity, create_run, workflow
@@ -22,7 +29,7 @@ def some_model():
 
 @pytest.fixture
 def some_facts():
-    """One fact of each kind, about sequence numbers that are never open."""
+    """One fact of each kind, about sequence numbers that are never open; the last two are legal in a run at work."""
     return [
         create_run(),
         AdmitRun(),
@@ -33,4 +40,11 @@ def some_facts():
         AttemptLost(999, "crash"),
         AttemptCancelled(999),
         TimerFired(999),
+        ChildEnded(999, "SUCCEEDED"),
+        ApproveStep("nowhere", "me"),
+        RejectStep("nowhere", "me"),
+        ResolveStep("nowhere", "retry", "me"),
+        ResumeRun("go on", "me"),
+        PauseRun("stand still", "me"),
+        SignalRun("go"),
     ]
