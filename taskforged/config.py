@@ -111,6 +111,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("shell", "allow", [], _programs, "absolute paths of the programs that shell steps may execute"),
     Setting("shell", "unsafe", False, _switch, "true: shell steps may execute anything"),
+    Setting("limits", "fan_out_items", 10_000, _integer(1, 1_000_000), "items of one for_each"),
+    Setting("limits", "pending_runs", 100_000, _integer(1, 10_000_000), "runs that wait for a slot, of all namespaces"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
 )

@@ -16,7 +16,7 @@ import secrets as random_source
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,18 +31,23 @@ from taskforged.control.events import Events
 from taskforged.control.inbox import WebhookInbox
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
+from taskforged.control.starting import Starter
 from taskforged.control.system import Info, System
 from taskforged.control.workflows import Workflows
 from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
 from taskforged.host.feed import Feed
+from taskforged.host.limits import Limits
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
 from taskforged.rpc.server import Controls, RpcServer
+from taskforged.steps.base import StepExecutor
 from taskforged.steps.http import HttpExecutor
+from taskforged.steps.shell import ShellExecutor
 from taskforged.store.database import HomeLock
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import SQLITE_VERSION, Connection, Store
-from taskforged.triggers.webhook import Limits, WebhookListener
+from taskforged.triggers.webhook import Limits as HttpLimits
+from taskforged.triggers.webhook import WebhookListener
 
 __all__ = ["EXIT_DISK", "Daemon", "run_daemon"]
 
@@ -64,7 +69,7 @@ class _Parts(NamedTuple):
     feed: Feed
     rpc: RpcServer
     http: WebhookListener
-    executor: HttpExecutor
+    executors: Sequence[StepExecutor]
 
 
 class Daemon:
@@ -139,8 +144,9 @@ class Daemon:
         await parts.access.start()
         await parts.access.adopt(_read_token(self._config.token))
         await self._workflows.start()
-        await parts.executor.start()
-        stack.push_async_callback(parts.executor.close)
+        for executor in parts.executors:
+            await executor.start()
+            stack.push_async_callback(executor.close)
         stack.push_async_callback(parts.runner.drain, 0.0)
         lost = await parts.runner.start(self.info.boot_epoch)
         await parts.timers.start()
@@ -173,29 +179,48 @@ class Daemon:
         access = Access(store, clock)
         secrets = Secrets(store, clock, _read_master_key(config.master_key))
         workflows = self._workflows = Workflows(store, clock)
-        executor = HttpExecutor()
+        limits = Limits(pending_runs=config("limits", "pending_runs"))
+        executors: Sequence[StepExecutor] = (
+            HttpExecutor(),
+            ShellExecutor(
+                scratch=config.home / "shell", allow=config("shell", "allow"), unsafe=config("shell", "unsafe")
+            ),
+        )
         runner = Runner(
             store=store,
             clock=clock,
             feed=feed,
             models=workflows,
-            executors={executor.name: executor},
+            executors={executor.name: executor for executor in executors},
             secret=secrets.value,
+            logs=_NoLogs(),
+            limits=limits,
             pool_size=config("executor", "pool_size"),
         )
-        runs = Runs(store=store, clock=clock, access=access, workflows=workflows, runner=runner, feed=feed)
+        starter = Starter(
+            store=store,
+            clock=clock,
+            access=access,
+            workflows=workflows,
+            runner=runner,
+            items_max=config("limits", "fan_out_items"),
+            queue_exists=lambda _, __: True,
+        )
+        runs = Runs(
+            store=store, clock=clock, access=access, workflows=workflows, runner=runner, starter=starter, feed=feed
+        )
         inbox = WebhookInbox(
-            store=store, clock=clock, access=access, workflows=workflows, runner=runner, secret=secrets.value
+            store=store, clock=clock, access=access, workflows=workflows, starter=starter, secret=secrets.value
         )
         system = System(store=store, runner=runner, feed=feed, info=self.info)
         controls = Controls(access, workflows, runs, Events(store), secrets, system)
-        limits = Limits(body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max"))
+        http_limits = HttpLimits(body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max"))
         host, _, port = config("http", "listen").rpartition(":")
         http = WebhookListener(
-            inbox, host=host.strip("[]"), port=int(port), limits=limits, ready=lambda: self.info.state == "ready"
+            inbox, host=host.strip("[]"), port=int(port), limits=http_limits, ready=lambda: self.info.state == "ready"
         )
         timers = Timers(store=store, clock=clock, runner=runner)
-        return _Parts(access, runner, timers, feed, RpcServer(controls), http, executor)
+        return _Parts(access, runner, timers, feed, RpcServer(controls), http, executors)
 
     def _announce(self, on_ready: Callable[[Info], None]) -> None:
         self.info.state = "ready"
@@ -233,6 +258,13 @@ class Daemon:
         if not self._exit_code:
             with contextlib.suppress(TaskforgeError):
                 await parts.access.flush_last_used()
+
+
+class _NoLogs:
+    def logger(self, run_no, step_key, attempt):
+        return lambda a, b: None
+    def has_lines(self, *a): return False
+    async def flush(self, run_no=None): pass
 
 
 # --- the home --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ _CONFIG = """\
 [limits]
 # Address space in MiB: an expression that would need more fails, instead of the machine.
 # memory_mib = 4096
+# Items of one for_each.
+# fan_out_items = 10000
+# Runs that wait for a slot, of all namespaces.
+# pending_runs = 100000
 
 [shell]
 # Absolute paths of the programs that shell steps may execute, for example ["/usr/bin/git"].

@@ -23,18 +23,20 @@ from taskforged.clock import Clock, new_id
 from taskforged.control.access import Access
 from taskforged.control.delivery import Delivery, Receipt
 from taskforged.control.signatures import verify
+from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.workflows import Route, Workflows
-from taskforged.engine.events import AdmitRun, CreateRun
+from taskforged.engine.events import CreateRun
 from taskforged.engine.model import ExpressionError, Json
 from taskforged.errors import (
     ConflictError,
     CorruptStoreError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     TaskforgeError,
     UnavailableError,
 )
-from taskforged.host.runner import PreparedRun, Runner
+from taskforged.host.runner import PreparedRun
 from taskforged.jsonvalue import parse_json, to_text
 from taskforged.language.definition import Definition, WebhookTrigger
 from taskforged.store.changes import NewRun
@@ -101,7 +103,7 @@ class WebhookInbox:
         clock: Clock,
         access: Access,
         workflows: Workflows,
-        runner: Runner,
+        starter: Starter,
         secret: Callable[[int, str], Awaitable[str]],
     ) -> None:
         self._store = store
@@ -109,7 +111,7 @@ class WebhookInbox:
         self._clock = clock
         self._access = access
         self._workflows = workflows
-        self._runner = runner
+        self._starter = starter
         self._secret = secret
         self._recent: OrderedDict[tuple[int, str, bytes], asyncio.Future[Receipt]] = OrderedDict()
 
@@ -234,31 +236,49 @@ class WebhookInbox:
             _Verdict(candidate, refusals[index]) if index in refusals else _judge(candidate, context)
             for index, candidate in enumerate(candidates)
         ]
-        prepared = {
-            index: self._prepare(event, verdict, context) for index, verdict in enumerate(verdicts) if verdict.matched
-        }
+        prepared: dict[int, PreparedRun] = {}
+        try:
+            for index, verdict in enumerate(verdicts):
+                if verdict.matched:
+                    self._prepare(event, verdict, context, index, prepared, verdicts)
+        except BaseException:
+            self._starter.discard(list(prepared.values()))
+            raise
         records = [_record(verdict, prepared.get(index)) for index, verdict in enumerate(verdicts)]
         outcome = "ACCEPTED" if prepared else "FILTERED"
         event = event._replace(outcome=outcome, verdicts=to_text(records))
-        await self._runner.create(list(prepared.values()), lambda connection: insert_event(connection, event, key))
+        await self._starter.create(list(prepared.values()), lambda connection: insert_event(connection, event, key))
         runs = [one.run.run_id for one in prepared.values()]
         return Receipt(202, {"event_id": event.id, "outcome": outcome, "run_ids": runs})
 
-    def _prepare(self, event: EventRow, verdict: _Verdict, context: Json) -> PreparedRun:
+    def _prepare(
+        self,
+        event: EventRow,
+        verdict: _Verdict,
+        context: Json,
+        index: int,
+        prepared: dict[int, PreparedRun],
+        verdicts: list[_Verdict],
+    ) -> None:
+        """Prepare the run of a verdict; what the workflow itself refuses is a verdict, too."""
         candidate = verdict.candidate
         workflow = candidate.route.workflow
         new = NewRun(workflow.namespace_no, workflow.no, event.no)
         create = CreateRun(
             run_id=new_id("run", event.created_at),
-            namespace=self._access.namespace_name(workflow.namespace_no),
-            workflow=workflow.name,
+            namespace="",
+            workflow="",
             version=workflow.latest,
             input=verdict.input,
             trigger=candidate.trigger.id,
             event_id=event.id,
             correlation_id=event.id,
         )
-        return self._runner.prepare(candidate.definition.model, new, (create, AdmitRun()), context)
+        wanted = RunRequest(workflow, workflow.latest, candidate.definition.model, new, create, context)
+        try:
+            prepared[index] = self._starter.prepare(wanted)
+        except (InvalidArgumentError, FailedPreconditionError) as error:
+            verdicts[index] = _Verdict(candidate, error.message)
 
     # --- deliveries without effect -----------------------------------------------------------------------------------
 

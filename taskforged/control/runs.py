@@ -1,20 +1,36 @@
-"""Runs: start, show, steer, watch, verify. Every door that starts a run comes through here."""
+"""Runs: start, show, steer, repeat, watch, verify."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from taskforged.clock import Clock, new_id
+from taskforged.clock import Clock
 from taskforged.control.access import Access, Principal
+from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.workflows import LiveWorkflow, Workflows
-from taskforged.engine.events import AdmitRun, CancelRun, CreateRun, HistoryEvent, IllegalEventError
+from taskforged.engine.events import (
+    ApproveStep,
+    CancelRun,
+    CreateRun,
+    Fact,
+    HistoryEvent,
+    IllegalEventError,
+    PauseRun,
+    RejectStep,
+    ResolveStep,
+    ResumeRun,
+    SignalRun,
+    StartChild,
+)
+from taskforged.engine.keys import definition_id
+from taskforged.engine.lineage import pinned_outputs
 from taskforged.engine.machine import replay
-from taskforged.engine.model import Json, WorkflowModel
+from taskforged.engine.model import Json, WaitSpec, WorkflowModel
 from taskforged.engine.run import Run, evolve
-from taskforged.engine.states import TERMINAL_RUNS, RunState
+from taskforged.engine.states import TERMINAL_RUNS, RunState, StepState
 from taskforged.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -28,12 +44,14 @@ from taskforged.errors import (
 from taskforged.host.feed import Feed
 from taskforged.host.runner import PreparedRun, Runner
 from taskforged.jsonvalue import canonical, parse_json
-from taskforged.store.changes import GENESIS, NewRun, StoredEvent, chain_hash
+from taskforged.language.definition import Definition
+from taskforged.store.changes import GENESIS, Home, NewRun, StoredEvent, chain_hash
 from taskforged.store.events import EventStore
 from taskforged.store.runs import LoadedRun, RunFilter, RunRow, RunStore
-from taskforged.store.store import Store
+from taskforged.store.sql import QUERIES
+from taskforged.store.store import Connection, Store
 
-__all__ = ["INPUT_MAX", "RunView", "Runs", "StartRequest", "Verdict", "WatchPortion"]
+__all__ = ["DEPTH_MAX", "INPUT_MAX", "RerunRequest", "RunView", "Runs", "StartRequest", "Verdict", "WatchPortion"]
 
 INPUT_MAX = 1 << 20
 """Bytes of a run's input."""
@@ -42,7 +60,11 @@ BATCH_MAX = 1000
 WATCHES_MAX = 10_000
 """Open watches: each costs a stream and some 30 KiB."""
 
+DEPTH_MAX = 16
+"""How many parents a run may have above it: a workflow that starts itself must end some day."""
+
 WAIT_S_MAX = 300.0
+_RUN_AT_MAX_S = 366 * 86_400
 _REQUEST_ID_MAX = 128
 _CORRELATION_ID_MAX = 128
 _REASON_MAX = 1000
@@ -59,6 +81,26 @@ class StartRequest:
     input_json: str = ""
     request_id: str = ""
     correlation_id: str = ""
+    queue: str = ""
+    priority: int | None = None
+    run_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RerunRequest:
+    """Which run to repeat, and how.
+
+    Attributes:
+        from_step: begin here, with the outputs of what comes before; empty: at the start.
+        version: 0: the same version.
+        newest: the newest version instead.
+    """
+
+    run_id: str
+    from_step: str = ""
+    version: int = 0
+    newest: bool = False
+    request_id: str = ""
 
 
 class RunView(NamedTuple):
@@ -69,6 +111,7 @@ class RunView(NamedTuple):
     namespace: str
     workflow: str
     model: WorkflowModel | None
+    retried_by: str = ""
 
 
 class WatchPortion(NamedTuple):
@@ -90,7 +133,15 @@ class Runs:
     """The runs of all namespaces."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, access: Access, workflows: Workflows, runner: Runner, feed: Feed
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        access: Access,
+        workflows: Workflows,
+        runner: Runner,
+        starter: Starter,
+        feed: Feed,
     ) -> None:
         self._runs = RunStore(store)
         self._events = EventStore(store)
@@ -99,7 +150,9 @@ class Runs:
         self._access = access
         self._workflows = workflows
         self._runner = runner
+        self._starter = starter
         self._feed = feed
+        runner.start_child = self.start_child
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
@@ -116,7 +169,7 @@ class Runs:
             raise InvalidArgumentError(f"wait {message}", violations=[Violation("wait", message)])
         prepared = await self._prepare(principal, namespace_no, request)
         try:
-            await self._runner.create([prepared])
+            await self._starter.create([prepared])
         except ConflictError:
             return await self._repeated(principal, namespace_no, request, wait_s)
         run = prepared.run
@@ -143,39 +196,93 @@ class Runs:
                 checked.append(await self._check(namespace_no, request))
             except InvalidArgumentError as error:
                 raise _at_index(error, index) from None
-        prepared = [
-            self._decide(principal, workflow, model, request, value)
-            for (_, request), (workflow, model, value) in zip(requests, checked, strict=True)
-        ]
-        await self._runner.create(prepared)
+        prepared: list[PreparedRun] = []
+        try:
+            for index, ((_, request), (workflow, definition, value)) in enumerate(zip(requests, checked, strict=True)):
+                prepared.append(self._decide(principal, workflow, definition, request, value, index))
+        except BaseException:
+            self._starter.discard(prepared)
+            raise
+        await self._starter.create(prepared)
         return [one.run.run_id for one in prepared]
 
     async def _prepare(self, principal: Principal, namespace_no: int, request: StartRequest) -> PreparedRun:
-        workflow, model, value = await self._check(namespace_no, request)
-        return self._decide(principal, workflow, model, request, value)
+        workflow, definition, value = await self._check(namespace_no, request)
+        return self._decide(principal, workflow, definition, request, value)
 
-    async def _check(self, namespace_no: int, request: StartRequest) -> tuple[LiveWorkflow, WorkflowModel, Json]:
-        _check_texts(request)
+    async def _check(self, namespace_no: int, request: StartRequest) -> tuple[LiveWorkflow, Definition, Json]:
+        self._check_request(request)
         workflow = self._workflows.get(namespace_no, request.workflow)
         definition = await self._workflows.definition(workflow.no, workflow.latest)
         value = parse_json(request.input_json or "{}", where="input_json", size_max=INPUT_MAX)
-        return workflow, definition.model, definition.input.accept(value)
+        return workflow, definition, definition.input.accept(value)
+
+    def _check_request(self, request: StartRequest) -> None:
+        _check_text("request_id", request.request_id, _REQUEST_ID_MAX)
+        _check_text("correlation_id", request.correlation_id, _CORRELATION_ID_MAX)
+        if not request.workflow:
+            raise _invalid("workflow", "is required")
+        if request.priority is not None and not 0 <= request.priority <= 9:
+            raise _invalid("priority", "must be from 0 to 9")
+        if request.run_at > self._clock.now() + _RUN_AT_MAX_S * 1_000_000:
+            raise _invalid("run_time", "must be within a year from now")
 
     def _decide(
-        self, principal: Principal, workflow: LiveWorkflow, model: WorkflowModel, request: StartRequest, value: Json
+        self,
+        principal: Principal,
+        workflow: LiveWorkflow,
+        definition: Definition,
+        request: StartRequest,
+        value: Json,
+        index: int | None = None,
     ) -> PreparedRun:
         digest = _digest(request) if request.request_id else None
         new = NewRun(workflow.namespace_no, workflow.no, None, request.request_id or None, digest)
         create = CreateRun(
-            run_id=new_id("run", self._clock.now()),
-            namespace=self._access.namespace_name(workflow.namespace_no),
-            workflow=workflow.name,
+            run_id="",
+            namespace="",
+            workflow="",
             version=workflow.latest,
             input=value,
             correlation_id=request.correlation_id,
             created_by=principal.token_id,
+            run_at=request.run_at if request.run_at > self._clock.now() else 0,
         )
-        return self._runner.prepare(model, new, (create, AdmitRun()))
+        wanted = RunRequest(
+            workflow, workflow.latest, definition.model, new, create, queue=request.queue, priority=request.priority
+        )
+        try:
+            return self._starter.prepare(wanted)
+        except InvalidArgumentError as error:
+            raise error if index is None else _at_index(error, index) from None
+
+    async def start_child(self, parent: Home, run: Run, command: StartChild) -> None:
+        """Create the run of a sub-workflow, unless it is there already. See `Runner`."""
+        if run.depth + 1 >= DEPTH_MAX:
+            message = f"sub-workflows may be nested {DEPTH_MAX} deep"
+            raise FailedPreconditionError(message, reason="TOO_DEEP")
+        workflow = self._workflows.get(parent.namespace_no, command.workflow)
+        definition = await self._workflows.definition(workflow.no, command.version)
+        create = CreateRun(
+            run_id=command.run_id,
+            namespace="",
+            workflow="",
+            version=command.version,
+            input=definition.input.accept(command.input),
+            trigger="workflow",
+            correlation_id=run.correlation_id,
+            created_by=run.created_by,
+            parent={"run_id": run.run_id, "step": command.step, "command": command.seq},
+            depth=run.depth + 1,
+            held=[*run.held, run.group] if run.group else list(run.held) or None,
+        )
+        new = NewRun(parent.namespace_no, workflow.no, parent_no=parent.no)
+        wanted = RunRequest(workflow, command.version, definition.model, new, create, priority=run.priority)
+        try:
+            await self._starter.create([self._starter.prepare(wanted)])
+        except ConflictError:
+            if await self._runs.by_id(command.run_id) is None:
+                raise
 
     async def _repeated(self, principal: Principal, namespace_no: int, request: StartRequest, wait_s: float) -> RunView:
         """Answer the run that this request id has started before."""
@@ -183,10 +290,7 @@ class Runs:
         if row is None:
             raise ConflictError("the run could not be stored; try again")
         if row.request_digest != _digest(request):
-            raise AlreadyExistsError(
-                f"request_id {request.request_id!r} was used for another request, which started {row.id}",
-                metadata={"request_id": request.request_id, "run_id": row.id},
-            )
+            raise _used(request.request_id, row)
         if wait_s:
             await self._wait_stored(row, wait_s)
         return await self.get(principal, row.id)
@@ -226,7 +330,9 @@ class Runs:
     async def _view(self, loaded: LoadedRun) -> RunView:
         row, run = loaded
         model = await self._workflows.model(row.workflow_no, row.version)
-        return RunView(row, run, self._access.namespace_name(row.namespace_no), run.workflow, model)
+        retry = await self._runs.retry_of(row.no) if row.ended_at else None
+        name = self._access.namespace_name(row.namespace_no)
+        return RunView(row, run, name, run.workflow, model, retry[1] if retry else "")
 
     async def page(self, wanted: RunFilter, limit: int) -> Sequence[RunView]:
         """Answer up to `limit` runs, newest first."""
@@ -305,23 +411,234 @@ class Runs:
         Raises:
             FailedPreconditionError: it has ended in another way.
         """
-        if len(reason) > _REASON_MAX:
-            message = f"must have at most {_REASON_MAX:,} characters"
-            raise InvalidArgumentError(f"reason {message}", violations=[Violation("reason", message)])
+        _check_text("reason", reason, _REASON_MAX)
         row = await self._row(principal, run_id)
         if not row.cancel_requested:
-            await self._cancel_now(row, CancelRun(reason, principal.token_id))
+            await self._steer(row, CancelRun(reason, principal.name), lambda now: bool(now.cancel_requested))
         return await self.get(principal, run_id)
 
-    async def _cancel_now(self, row: RunRow, fact: CancelRun) -> None:
+    async def pause(self, principal: Principal, run_id: str, reason: str) -> RunView:
+        """Let a run finish what is at work and start nothing more. Idempotent.
+
+        Raises:
+            FailedPreconditionError: it is neither running nor paused, or is being cancelled.
+        """
+        _check_text("reason", reason, _REASON_MAX)
+        row = await self._row(principal, run_id)
+        if row.state != RunState.PAUSED:
+            await self._steer(row, PauseRun(reason, principal.name), lambda now: now.state == RunState.PAUSED)
+        return await self.get(principal, run_id)
+
+    async def resume(self, principal: Principal, run_id: str, reason: str) -> RunView:
+        """Let a paused run go on. Idempotent.
+
+        Raises:
+            FailedPreconditionError: it is neither paused nor running.
+        """
+        _check_text("reason", reason, _REASON_MAX)
+        row = await self._row(principal, run_id)
+        if row.state != RunState.RUNNING:
+            await self._steer(row, ResumeRun(reason, principal.name), lambda now: now.state == RunState.RUNNING)
+        return await self.get(principal, run_id)
+
+    async def _steer(self, row: RunRow, fact: Fact, is_done: Callable[[RunRow], bool]) -> None:
+        """Deliver a fact; when the run refuses it, see whether it is where the caller wants it all the same."""
         try:
             if row.ended_at is not None:
-                raise _ended(row)
+                raise _illegal(row, fact)
             await self._runner.deliver(row.no, fact)
         except FailedPreconditionError:
-            now = await self._runs.by_id(row.id)
-            if now is None or not now.cancel_requested:
-                raise _ended(now or row) from None
+            now = await self._runs.by_no(row.no) or row
+            if not is_done(now):
+                raise _illegal(now, fact) from None
+
+    async def signal(
+        self, principal: Principal, run_id: str, name: str, payload_json: str, request_id: str
+    ) -> tuple[RunView, str]:
+        """Send a signal; answers the run and the step that took it, empty when it is kept for a later one.
+
+        Raises:
+            FailedPreconditionError: the workflow waits for no such signal, or the run has ended.
+            InvalidArgumentError: the payload does not fit the schema.
+        """
+        _check_text("request_id", request_id, _REQUEST_ID_MAX)
+        loaded = await self._load(principal, run_id)
+        model = await self._workflows.model(loaded.row.workflow_no, loaded.row.version)
+        payload = _payload(payload_json)
+        waits = [step.spec for step in model.steps.values() if isinstance(step.spec, WaitSpec) and step.spec.signal]
+        fitting = [spec for spec in waits if spec.signal == name]
+        if not fitting:
+            known = ", ".join(sorted({spec.signal for spec in waits})) or "none"
+            raise FailedPreconditionError(
+                f"workflow {loaded.run.workflow!r} waits for no signal {name!r}; it knows {known}",
+                metadata={"run": run_id, "signal": name},
+            )
+        payload = _accept(fitting, payload)
+        before = loaded.run.sequence
+        await self._deliver(loaded.row, SignalRun(name, payload, principal.name, request_id))
+        view = await self.get(principal, run_id)
+        return view, await self._taken_by(loaded.row, before, name)
+
+    async def _taken_by(self, row: RunRow, after: int, name: str) -> str:
+        for stored in await self._runs.history(row.no, after, 200):
+            event = stored.event
+            if event.step and event.body.get("signal") == name and event.kind == "step.succeeded":
+                return event.step
+        return ""
+
+    async def answer(
+        self, principal: Principal, run_id: str, step: str, *, approved: bool, payload_json: str = "", comment: str = ""
+    ) -> RunView:
+        """Approve or reject what a step asks for; without a step the only one that asks. Idempotent.
+
+        Raises:
+            FailedPreconditionError: nothing asks, or it was answered in another way.
+            InvalidArgumentError: several steps ask and none is named, or the payload does not fit the schema.
+        """
+        _check_text("comment", comment, _REASON_MAX)
+        loaded = await self._load(principal, run_id)
+        row, run = loaded
+        key = step or _only_asking(run)
+        known = run.steps.get(key)
+        if known is not None and _is_answered(known.state, known.output, known.error, approved=approved):
+            return await self.get(principal, run_id)
+        if approved:
+            model = await self._workflows.model(row.workflow_no, row.version)
+            definition = model.steps.get(definition_id(key))
+            payload = _payload(payload_json)
+            if definition is not None and isinstance(definition.spec, WaitSpec):
+                payload = _accept([definition.spec], payload)
+            await self._deliver(row, ApproveStep(key, principal.name, payload, comment))
+        else:
+            await self._deliver(row, RejectStep(key, principal.name, comment))
+        return await self.get(principal, run_id)
+
+    async def resolve(
+        self, principal: Principal, run_id: str, step: str, outcome: str, *, output_json: str = "", comment: str = ""
+    ) -> RunView:
+        """Say what became of an attempt whose effect is unknown: `succeeded`, `failed`, or `retry` it.
+
+        Raises:
+            FailedPreconditionError: the step needs no decision.
+        """
+        _check_text("comment", comment, _REASON_MAX)
+        if output_json and outcome != "succeeded":
+            raise _invalid("output_json", "is possible only for a step that succeeded")
+        row = await self._row(principal, run_id)
+        output = _payload(output_json, "output_json")
+        await self._deliver(row, ResolveStep(step, outcome, principal.name, output, comment))
+        return await self.get(principal, run_id)
+
+    async def _deliver(self, row: RunRow, fact: Fact) -> None:
+        if row.ended_at is not None:
+            raise _illegal(row, fact)
+        await self._runner.deliver(row.no, fact)
+
+    # --- repeating ---------------------------------------------------------------------------------------------------
+
+    async def retry(self, principal: Principal, run_id: str, request_id: str = "") -> RunView:
+        """Start a run that tries the failed steps of another again and takes over the outputs of those that succeeded.
+
+        A run is retried once: asked again, this answers the same retry. The run itself stays what it is.
+
+        Raises:
+            FailedPreconditionError: it has not failed, died or been cancelled.
+        """
+        _check_text("request_id", request_id, _REQUEST_ID_MAX)
+        loaded = await self._load(principal, run_id)
+        row, run = loaded
+        known = await self._runs.retry_of(row.no)
+        if known is not None:
+            return await self.get(principal, known[1])
+        if row.state not in {RunState.FAILED, RunState.DEAD, RunState.CANCELLED}:
+            raise FailedPreconditionError(
+                f"run {run_id} is {row.state}; only one that is FAILED, DEAD or CANCELLED can be retried",
+                metadata={"run": run_id, "state": row.state},
+            )
+        workflow = self._live(row, run)
+        definition = await self._workflows.definition(row.workflow_no, row.version)
+        pinned = pinned_outputs(definition.model, definition.model, run)
+        create = _again(run, principal, run.input, pinned, retry_of=run_id, attempt=run.attempt + 1)
+        new = NewRun(row.namespace_no, row.workflow_no, row.event_no, retry_of_no=row.no)
+        wanted = RunRequest(
+            workflow, row.version, definition.model, new, create, run.event, queue=run.queue, priority=run.priority
+        )
+        settle = (self._clock.now(), principal.name, row.no)
+        try:
+            prepared = self._starter.prepare(wanted)
+            await self._starter.create([prepared], lambda c: _settle_dead_letter(c, settle))
+        except ConflictError:  # somebody else was faster
+            known = await self._runs.retry_of(row.no)
+            if known is None:
+                raise
+            return await self.get(principal, known[1])
+        return RunView(
+            None, prepared.run, self._access.namespace_name(row.namespace_no), run.workflow, definition.model
+        )
+
+    async def rerun(self, principal: Principal, request: RerunRequest) -> RunView:
+        """Start a run like another, from its start or from a step on.
+
+        Raises:
+            FailedPreconditionError: the run has not ended.
+            InvalidArgumentError: there is no such step, or the input does not fit the newer version.
+        """
+        _check_text("request_id", request.request_id, _REQUEST_ID_MAX)
+        loaded = await self._load(principal, request.run_id)
+        row, run = loaded
+        if row.ended_at is None:
+            raise FailedPreconditionError(
+                f"run {row.id} is {row.state}; only one that has ended can be repeated",
+                metadata={"run": row.id, "state": row.state},
+            )
+        workflow = self._live(row, run)
+        if request.newest and request.version:
+            raise _invalid("version", "and newest_version exclude each other")
+        version = workflow.latest if request.newest else request.version or row.version
+        before = await self._workflows.definition(row.workflow_no, row.version)
+        after = await self._workflows.definition(row.workflow_no, version)
+        pinned: dict[str, Json] = {}
+        if request.from_step:
+            try:
+                pinned = pinned_outputs(before.model, after.model, run, request.from_step)
+            except KeyError:
+                message = f"version {version} of {run.workflow!r} has no main step {request.from_step!r}"
+                raise InvalidArgumentError(message, violations=[Violation("from_step", message)]) from None
+        value = run.input if after is before else after.input.accept(run.input)
+        create = _again(run, principal, value, pinned, rerun_of=row.id, from_step=request.from_step)
+        digest = hashlib.sha256(canonical([row.id, request.from_step, version])).digest()
+        new = NewRun(
+            *(row.namespace_no, row.workflow_no, row.event_no, request.request_id or None),
+            request_digest=digest if request.request_id else None,
+            rerun_of_no=row.no,
+        )
+        wanted = RunRequest(workflow, version, after.model, new, create, run.event, run.queue, run.priority)
+        try:
+            prepared = self._starter.prepare(wanted)
+            await self._starter.create([prepared])
+        except ConflictError:
+            return await self._rerun_before(principal, row.namespace_no, request, digest)
+        name = self._access.namespace_name(row.namespace_no)
+        return RunView(None, prepared.run, name, run.workflow, after.model)
+
+    async def _rerun_before(
+        self, principal: Principal, namespace_no: int, request: RerunRequest, digest: bytes
+    ) -> RunView:
+        known = await self._runs.by_request(namespace_no, request.request_id) if request.request_id else None
+        if known is None:
+            raise ConflictError("the run could not be stored; try again")
+        if known.request_digest != digest:
+            raise _used(request.request_id, known)
+        return await self.get(principal, known.id)
+
+    def _live(self, row: RunRow, run: Run) -> LiveWorkflow:
+        found = self._workflows.by_no(row.workflow_no)
+        if found is None:
+            raise FailedPreconditionError(
+                f"workflow {run.workflow!r} was deleted; apply it again and start a new run",
+                metadata={"workflow": run.workflow},
+            )
+        return found
 
     # --- verifying ---------------------------------------------------------------------------------------------------
 
@@ -416,26 +733,100 @@ def _chain_faults(stored: Sequence[StoredEvent]) -> list[str]:
     return faults
 
 
-def _ended(row: RunRow) -> FailedPreconditionError:
-    return FailedPreconditionError(
-        f"run {row.id} is {row.state}; only an open run can be cancelled", metadata={"run": row.id, "state": row.state}
+_LEGAL: dict[type[Fact], str] = {
+    CancelRun: "only an open run can be cancelled",
+    PauseRun: "only a RUNNING run can be paused",
+    ResumeRun: "only a PAUSED run can be resumed",
+}
+
+
+def _illegal(row: RunRow, fact: Fact) -> FailedPreconditionError:
+    state = f"{row.state} and being cancelled" if row.cancel_requested and row.ended_at is None else row.state
+    hint = _LEGAL.get(type(fact), "it waits for nothing any more")
+    return FailedPreconditionError(f"run {row.id} is {state}; {hint}", metadata={"run": row.id, "state": row.state})
+
+
+def _used(request_id: str, row: RunRow) -> AlreadyExistsError:
+    return AlreadyExistsError(
+        f"request_id {request_id!r} was used for another request, which started {row.id}",
+        metadata={"request_id": request_id, "run_id": row.id},
     )
 
 
+def _again(run: Run, principal: Principal, value: Json, pinned: dict[str, Json], **lineage: Any) -> CreateRun:
+    return CreateRun(
+        run_id="",
+        namespace="",
+        workflow="",
+        version=0,
+        input=value,
+        trigger=run.trigger if run.parent is None else "manual",
+        event_id=run.event_id,
+        correlation_id=run.correlation_id,
+        created_by=principal.token_id,
+        pinned=pinned or None,
+        **lineage,
+    )
+
+
+def _settle_dead_letter(connection: Connection, row: tuple[int, str, int]) -> None:
+    connection.execute(QUERIES["retry_dead_letter"], row)
+
+
+def _payload(text: str, where: str = "payload_json") -> Json:
+    return parse_json(text, where=where, size_max=INPUT_MAX) if text else None
+
+
+def _accept(waits: Sequence[WaitSpec], payload: Json) -> Json:
+    """Hold a payload against the schemas of the steps that may take it: one that fits is enough."""
+    fault: InvalidArgumentError | None = None
+    for spec in waits:
+        if spec.contract is None:
+            return payload
+        try:
+            return spec.contract.accept(payload)
+        except InvalidArgumentError as error:
+            fault = fault or error
+    assert fault is not None
+    raise fault
+
+
+def _only_asking(run: Run) -> str:
+    asking = [
+        key for key, step in run.steps.items() if step.state is StepState.WAITING and "approval" in (step.input or {})
+    ]
+    if len(asking) == 1:
+        return asking[0]
+    if not asking:
+        raise FailedPreconditionError(
+            f"run {run.run_id} is {run.state} and waits for no approval",
+            metadata={"run": run.run_id, "state": run.state.value},
+        )
+    message = f"is required: {', '.join(asking[:20])} wait for approval"
+    raise InvalidArgumentError(f"step {message}", violations=[Violation("step", message)])
+
+
+def _is_answered(state: StepState, output: Json, error: Json, *, approved: bool) -> bool:
+    """Whether a step has this very answer already."""
+    if approved:
+        return state is StepState.SUCCEEDED and isinstance(output, dict) and output.get("approved") is True
+    return state is StepState.FAILED and isinstance(error, dict) and error.get("code") == "rejected"
+
+
 def _digest(request: StartRequest) -> bytes:
-    return hashlib.sha256(canonical([request.workflow, request.input_json, request.correlation_id])).digest()
+    parts: list[Json] = [request.workflow, request.input_json, request.correlation_id]
+    if request.queue or request.priority is not None or request.run_at:
+        parts.append([request.queue, request.priority, request.run_at])
+    return hashlib.sha256(canonical(parts)).digest()
 
 
-def _check_texts(request: StartRequest) -> None:
-    for field, text, limit in (
-        ("request_id", request.request_id, _REQUEST_ID_MAX),
-        ("correlation_id", request.correlation_id, _CORRELATION_ID_MAX),
-    ):
-        if len(text) > limit or not text.isprintable():
-            message = f"must have at most {limit} printable characters"
-            raise InvalidArgumentError(f"{field} {message}", violations=[Violation(field, message)])
-    if not request.workflow:
-        raise InvalidArgumentError("workflow is required", violations=[Violation("workflow", "is required")])
+def _check_text(field: str, text: str, limit: int) -> None:
+    if len(text) > limit or not text.isprintable():
+        raise _invalid(field, f"must have at most {limit:,} printable characters")
+
+
+def _invalid(field: str, message: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{field} {message}", violations=[Violation(field, message)])
 
 
 def _at_index(error: InvalidArgumentError, index: int) -> InvalidArgumentError:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from taskforged.clock import Clock, new_id
 from taskforged.engine.model import WorkflowModel
 from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
+from taskforged.jsonvalue import load_stored, to_text
 from taskforged.language import compile_definition
 from taskforged.language.definition import Definition, WebhookTrigger
 from taskforged.store.sql import QUERIES
@@ -37,6 +38,7 @@ class LiveWorkflow:
     latest: int
     created_at: int
     updated_at: int
+    concurrency: str = ""
 
 
 class VersionRecord(NamedTuple):
@@ -77,6 +79,7 @@ class Workflows:
         self._webhooks: dict[tuple[int, str], dict[tuple[int, str], None]] = {}
         self._compiled: OrderedDict[tuple[int, int], Definition] = OrderedDict()
         self._applying = asyncio.Lock()
+        self.queue_exists: Callable[[int, str], bool] = lambda _, __: True
 
     async def start(self) -> None:
         """Load what is live."""
@@ -100,6 +103,10 @@ class Workflows:
                 metadata={"workflow": name},
             )
         return found
+
+    def by_no(self, workflow_no: int) -> LiveWorkflow | None:
+        """Answer a live workflow by its number."""
+        return self._by_no.get(workflow_no)
 
     def name_of(self, workflow_no: int) -> str | None:
         """Answer the name of a live workflow."""
@@ -185,6 +192,7 @@ class Workflows:
             InvalidArgumentError: it is not valid; nothing is stored.
         """
         definition = compile_definition(source)
+        self._check_surroundings(namespace_no, definition)
         async with self._applying:  # so that two equal definitions at once make one version
             known = self._by_name.get((namespace_no, definition.name))
             if known is not None:
@@ -193,11 +201,31 @@ class Workflows:
                     return Applied(known, newest, changed=False)
             return await asyncio.shield(self._store_version(namespace_no, known, definition, source, by))
 
+    def _check_surroundings(self, namespace_no: int, definition: Definition) -> None:
+        """Hold a definition against its namespace: the queue exists, and its concurrency group means one thing."""
+        queue = definition.model.queue
+        if not self.queue_exists(namespace_no, queue):
+            message = f"there is no queue {queue!r}; `taskforgectl queue set {queue}` creates it"
+            raise InvalidArgumentError(message, reason="INVALID_DEFINITION", violations=[Violation("queue", message)])
+        mine = definition.concurrency
+        if mine is None:
+            return
+        for (number, name), other in self._by_name.items():
+            theirs = load_stored(other.concurrency) if other.concurrency else None
+            if number == namespace_no and name != definition.name and theirs and theirs[0] == mine[0]:
+                if theirs != list(mine):
+                    message = f"workflow {name!r} has the same group with limit {theirs[1]} and on_limit {theirs[2]}"
+                    raise InvalidArgumentError(
+                        f"concurrency: {message}; say the same, or name another group",
+                        reason="INVALID_DEFINITION",
+                        violations=[Violation("concurrency", message)],
+                    )
+
     async def _store_version(
         self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, source: str, by: str
     ) -> Applied:
         now = self._clock.now()
-        workflow = self._next_workflow(namespace_no, known, definition.name, now)
+        workflow = self._next_workflow(namespace_no, known, definition, now)
         version = VersionRecord(
             workflow.no, workflow.latest, definition.content_hash, source, definition.profile, now, by
         )
@@ -208,12 +236,20 @@ class Workflows:
         self._route(workflow, paths)
         return Applied(workflow, version, changed=True)
 
-    def _next_workflow(self, namespace_no: int, known: LiveWorkflow | None, name: str, now: int) -> LiveWorkflow:
+    def _next_workflow(
+        self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, now: int
+    ) -> LiveWorkflow:
+        concurrency = "" if definition.concurrency is None else to_text(list(definition.concurrency))
         if known is not None:
-            return replace(known, latest=known.latest + 1, updated_at=now)
-        no = self._store.next_no("workflows")
+            return replace(known, latest=known.latest + 1, updated_at=now, concurrency=concurrency)
+        no, workflow_id = self._store.next_no("workflows"), new_id("wf", now)
         return LiveWorkflow(
-            no, new_id("wf", now), namespace_no, name, active=True, latest=1, created_at=now, updated_at=now
+            *(no, workflow_id, namespace_no, definition.name),
+            active=True,
+            latest=1,
+            created_at=now,
+            updated_at=now,
+            concurrency=concurrency,
         )
 
     async def set_active(self, workflow: LiveWorkflow, *, active: bool) -> LiveWorkflow:
@@ -277,10 +313,11 @@ def _save_version(
 ) -> None:
     now = version.created_at
     if is_new:
-        row = (workflow.no, workflow.id, workflow.namespace_no, workflow.name, now, now)
+        row = (workflow.no, workflow.id, workflow.namespace_no, workflow.name, now, now, workflow.concurrency)
         connection.execute(QUERIES["insert_workflow"], row)
     else:
-        moved = connection.execute(QUERIES["bump_workflow"], (version.number, now, workflow.no, version.number - 1))
+        row = (version.number, now, workflow.concurrency, workflow.no, version.number - 1)
+        moved = connection.execute(QUERIES["bump_workflow"], row)
         if moved.rowcount != 1:
             raise ConflictError(f"workflow {workflow.name!r} was changed by somebody else; apply again")
     connection.execute(QUERIES["insert_version"], version)

@@ -163,11 +163,15 @@ class ResumeRun:
 
 @dataclass(frozen=True, slots=True)
 class SignalRun:
-    """Somebody sent a signal. The step that has waited longest for it takes it, else the next one that waits."""
+    """Somebody sent a signal. The step that has waited longest for it takes it, else the next one that waits.
+
+    One with a `request_id` that the run has seen before is a repetition, and ignored.
+    """
 
     signal: str
     payload: Json = None
     by: str = ""
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,6 +319,8 @@ class _Machine(Advancer):
         self.record(Kind.STEP_FAILED, {"error": {"code": "wait_timeout", "message": message}}, key)
 
     def signal(self, fact: SignalRun) -> None:
+        if fact.request_id in self.run.signal_ids:
+            return
         if len(self.run.signals.get(fact.signal, ())) >= SIGNALS_MAX:
             raise IllegalEventError(f"{SIGNALS_MAX} signals {fact.signal!r} wait to be taken already")
         self.record(Kind.RUN_SIGNALLED, fact_body(fact))

@@ -101,6 +101,7 @@ class Run:
             of `on_cancel`.
         fans: how far each open fan-out is.
         signals: signals that no step has taken yet, by name, the oldest first.
+        signal_ids: request ids of signals, so that none counts twice.
         event: content of the event that started the run, as expressions see it. It is immutable and stored once
             outside the history, which names it by `event_id`.
     """
@@ -150,6 +151,7 @@ class Run:
     timers: dict[int, str] = field(default_factory=dict)
     fans: dict[str, Fan] = field(default_factory=dict)
     signals: dict[str, tuple[Json, ...]] = field(default_factory=dict)
+    signal_ids: frozenset[str] = frozenset()
     event: Json = None
 
     def clone(self) -> Run:
@@ -321,6 +323,8 @@ def _signalled(run: Run, event: HistoryEvent) -> None:
     name = event.body["signal"]
     signal = {"payload": event.body.get("payload"), "by": event.body.get("by", "")}
     run.signals[name] = (*run.signals.get(name, ()), signal)
+    if "request_id" in event.body:
+        run.signal_ids |= {event.body["request_id"]}
 
 
 def _failing(run: Run, event: HistoryEvent) -> None:

@@ -20,34 +20,50 @@ import structlog
 
 from taskforged.clock import Clock
 from taskforged.engine.events import (
+    AdmitRun,
     AttemptCancelled,
     AttemptCompleted,
     AttemptFailed,
     AttemptLost,
     AttemptStarted,
+    CancelChild,
     CancelExecution,
+    CancelRun,
+    ChildEnded,
     Command,
+    CreateRun,
     Execute,
     Fact,
-    FinishRun,
     HistoryEvent,
     IllegalEventError,
     SetTimer,
+    StartChild,
     Withdraw,
 )
+from taskforged.engine.keys import definition_id
 from taskforged.engine.machine import apply
 from taskforged.engine.model import ActivitySpec, WorkflowModel
 from taskforged.engine.run import Run
-from taskforged.errors import ConflictError, FailedPreconditionError, NotFoundError, TaskforgeError, UnavailableError
-from taskforged.host.dispatcher import CommandKey, Dispatcher
+from taskforged.engine.states import RunState
+from taskforged.errors import (
+    ConflictError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    TaskforgeError,
+    UnavailableError,
+)
+from taskforged.host.admission import Admission, Ticket
+from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
 from taskforged.host.feed import Feed
-from taskforged.steps.base import Outcome, SecretLookup, StepExecutor, Succeeded, Task
-from taskforged.store.changes import GENESIS, NewRun, RunChange, build_change
+from taskforged.host.limits import Limits
+from taskforged.steps.base import Log, Outcome, SecretLookup, StepExecutor, Succeeded, Task
+from taskforged.store.changes import GENESIS, Home, NewRun, RunChange, build_change
 from taskforged.store.journal import Write
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Store
 
-__all__ = ["IDLE_MAX", "ModelSource", "PreparedRun", "Runner"]
+__all__ = ["IDLE_MAX", "Logs", "ModelSource", "PreparedRun", "Runner"]
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +89,19 @@ class ModelSource(Protocol):
         """Answer the model, compiled once and cached."""
 
 
+class Logs(Protocol):
+    """Keeps the logs of attempts."""
+
+    def logger(self, run_no: int, step_key: str, attempt: int) -> Log:
+        """Answer what takes the lines of an attempt."""
+
+    def has_lines(self, run_no: int, step_key: str, attempt: int) -> bool:
+        """Whether lines of the attempt are not on disk yet."""
+
+    async def flush(self, run_no: int | None = None) -> None:
+        """Write what waits."""
+
+
 class _Letter(NamedTuple):
     """A fact on its way to a run; `receipt` is done when it is on disk or refused."""
 
@@ -84,14 +113,24 @@ class _Letter(NamedTuple):
 class _Entry:
     """One open run in memory."""
 
-    no: int
+    home: Home
     model: WorkflowModel
-    namespace_no: int
     run: Run
     head_hash: bytes
+    parent_no: int | None = None
     mailbox: deque[_Letter] = field(default_factory=deque)
     committing: bool = False
     attempts: dict[int, asyncio.Task[Outcome]] = field(default_factory=dict)
+
+    @property
+    def no(self) -> int:
+        """The run's number."""
+        return self.home.no
+
+    @property
+    def lane(self) -> Lane:
+        """Where its commands wait."""
+        return Lane(self.home.namespace_no, self.run.queue, self.run.priority)
 
 
 class _Step(NamedTuple):
@@ -127,9 +166,17 @@ class Runner:
         models: ModelSource,
         executors: Mapping[str, StepExecutor],
         secret: Callable[[int, str], Awaitable[str]],
+        logs: Logs,
+        limits: Limits,
         pool_size: int,
     ) -> None:
-        """Create a runner; `secret` looks up a secret by namespace number and name."""
+        """Create a runner; `secret` looks up a secret by namespace number and name.
+
+        Before it starts, `start_child` must be set to what creates the run of a sub-workflow: given the parent's home,
+        its state and the command, it answers when the run is on disk, also when it was there before. It raises
+        NotFoundError, InvalidArgumentError or FailedPreconditionError when that run can never be, and other errors
+        when it may be possible later.
+        """
         self._store = store
         self._runs = RunStore(store)
         self._clock = clock
@@ -137,6 +184,7 @@ class Runner:
         self._models = models
         self._executors = executors
         self._secret = secret
+        self._logs = logs
         self._entries: dict[int, _Entry] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._loading: dict[int, list[_Letter]] = {}
@@ -145,7 +193,12 @@ class Runner:
         self._stopping = False
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
-        self.dispatcher = Dispatcher(pool_size=pool_size, load_queued=self._load_queued, claim=self._claim)
+        self.start_child: Callable[[Home, Run, StartChild], Awaitable[None]] = _no_child
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self.dispatcher = Dispatcher(
+            pool_size=pool_size, limits=limits, load_queued=self._load_queued, claim=self._claim
+        )
+        self.admission = Admission(limits=limits, admit=self._admit)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -161,12 +214,56 @@ class Runner:
         for no, result in zip(runs, results, strict=True):
             if isinstance(result, BaseException):
                 _log.error("run.not_recovered", run_no=no, error=str(result))
+        lanes = await self._store.rows("queued_lanes")
+        self.dispatcher.restore((Lane(*lane), count) for *lane, count in lanes)
+        await self._restore_admission()
         self.dispatcher.open()
+        self.admission.open()
+        self._spawn(self._recover_children(), "recover sub-workflows")
         return len(lost)
+
+    async def _restore_admission(self) -> None:
+        admitted, pending = [], []
+        for no, namespace_no, priority, group, limit, parent_no, state, started_at in await self._store.rows(
+            "open_runs"
+        ):
+            ticket = Ticket(no, namespace_no, priority, group, limit, parent_no is not None)
+            if started_at is not None:
+                admitted.append(ticket)
+            elif state == RunState.PENDING:
+                pending.append(ticket)
+        self.admission.restore(admitted, pending)
+
+    async def _recover_children(self) -> None:
+        """Start, cancel or report the sub-workflows that an earlier boot did not get to."""
+        for parent_no, seq, run_id, workflow, version, cancelled, no, _, ended_at, asked in await self._store.rows(
+            "all_children"
+        ):
+            if no is None:
+                parent = await self._runs.load(parent_no)
+                if parent is None or seq not in parent.run.commands:
+                    continue
+                key = parent.run.commands[seq]
+                value = parent.run.steps[key].input["input"]
+                home = Home(parent_no, parent.row.namespace_no, parent.row.workflow_no)
+                command = StartChild(seq, key, run_id, workflow, version, value)
+                self._begin_child(home, parent.run, command)
+                if cancelled:
+                    self._spawn(self._cancel_child(run_id), f"cancel {run_id}")
+            elif ended_at is not None:
+                await self._report_child(parent_no, seq, no)
+            elif cancelled and not asked:
+                self._post(no, _Letter(CancelRun("the parent run was stopped"), None))
+
+    async def _report_child(self, parent_no: int, seq: int, no: int) -> None:
+        loaded = await self._runs.load(no)
+        if loaded is not None:
+            self._post(parent_no, _Letter(_end_of(seq, loaded.run), None))
 
     async def drain(self, grace_s: float) -> None:
         """Start nothing more, let what runs finish for `grace_s`, then cut it; the next boot decides about that."""
         self.dispatcher.close()
+        self.admission.close()
         await self._written()  # starts that are being written become attempts, with their grace
         attempts = [task for entry in self._entries.values() for task in entry.attempts.values()]
         if attempts:
@@ -194,22 +291,49 @@ class Runner:
 
     # --- doors -------------------------------------------------------------------------------------------------------
 
-    def prepare(self, model: WorkflowModel, new: NewRun, facts: Sequence[Fact], event: Any = None) -> PreparedRun:
-        """Decide a new run. `create` writes it.
+    def prepare(
+        self, model: WorkflowModel, new: NewRun, create: CreateRun, event: Any = None, *, skip: str = ""
+    ) -> PreparedRun:
+        """Decide a new run; it starts when there is a slot for it. `create` writes it, else `discard` it.
 
         Args:
             model: the definition.
             new: what never changes.
-            facts: `CreateRun`, and `AdmitRun` when it may start at once.
+            create: the first fact.
             event: what expressions see as `event`.
+            skip: why the run shall end at once, as cancelled; empty: it shall not.
+
+        Raises:
+            ResourceExhaustedError: too many runs wait already. Nothing has happened.
         """
         no = self._store.next_no("runs")
-        entry = _Entry(no, model, new.namespace_no, Run(event=event), GENESIS)
+        facts = [create, *self._first_facts(no, new, create, skip)]
+        entry = _Entry(Home(no, new.namespace_no, new.workflow_no), model, Run(event=event), GENESIS, new.parent_no)
         entry.committing = True
         entry.mailbox.extend(_Letter(fact, None) for fact in facts)
         self._entries[no] = entry
         step = self._advance(entry)
+        if step.run.state is RunState.PENDING:
+            self.admission.wait(_ticket(entry, step.run))
         return PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
+
+    def _first_facts(self, no: int, new: NewRun, create: CreateRun, skip: str) -> Sequence[Fact]:
+        if skip:
+            return [CancelRun(skip)]
+        if create.run_at > self._clock.now():
+            return []
+        is_child = new.parent_no is not None
+        ticket = Ticket(no, new.namespace_no, create.priority, create.group, create.group_limit, is_child)
+        if self.admission.try_admit(ticket):
+            return [AdmitRun()]
+        if not is_child:  # a parent must not wait for a child that waits for it
+            self.admission.check_pending(new.namespace_no)
+        return []
+
+    def discard(self, prepared: Sequence[PreparedRun]) -> None:
+        """Forget prepared runs that will not be written."""
+        for one in prepared:
+            self._abandon(one)
 
     async def create(self, prepared: Sequence[PreparedRun], function: Callable[[Any], T] | None = None) -> T | None:
         """Write prepared runs in one transaction, `function` before them; answers its result.
@@ -234,6 +358,7 @@ class Runner:
         for seq in prepared.step.claims:
             self.dispatcher.release((prepared.no, seq))
         del self._entries[prepared.no]
+        self.admission.free(prepared.no)
 
     async def deliver(self, no: int, fact: Fact | None) -> None:
         """Hand a fact to a run and wait until it is on disk. Without a fact: wait for what is under way.
@@ -312,7 +437,7 @@ class Runner:
         for letter in letters:
             if isinstance(letter.fact, AttemptStarted):
                 key = (no, letter.fact.command)
-                self._offer_later(key, RELOAD_S)
+                asyncio.get_running_loop().call_later(RELOAD_S, self._offer_stored, key)
                 self.dispatcher.release(key)
             elif letter.receipt is None and not self._stopping:
                 asyncio.get_running_loop().call_later(RELOAD_S, self._post, no, letter)
@@ -323,7 +448,8 @@ class Runner:
             return None
         row, run = loaded
         model = await self._models.model(row.workflow_no, row.version)
-        return _Entry(no, model, row.namespace_no, run, row.head_hash)
+        home = Home(no, row.namespace_no, row.workflow_no)
+        return _Entry(home, model, run, row.head_hash, row.parent_no)
 
     def _refuse(self, letters: Sequence[_Letter], error: TaskforgeError) -> None:
         for letter in letters:
@@ -394,7 +520,7 @@ class Runner:
         for command in list(step.commands):
             if isinstance(command, Execute) and command.seq in step.run.commands:
                 key = (entry.no, command.seq)
-                if self.dispatcher.try_take(key):
+                if self.dispatcher.try_take(key, Lane(entry.home.namespace_no, step.run.queue, step.run.priority)):
                     step = self._apply(entry, step, [AttemptStarted(command.seq, self.epoch)], now)
         return step
 
@@ -408,7 +534,7 @@ class Runner:
 
     def _change(self, entry: _Entry, step: _Step, new: NewRun | None) -> RunChange:
         return build_change(
-            entry.no,
+            entry.home,
             step.run,
             step.history,
             step.commands,
@@ -416,7 +542,11 @@ class Runner:
             head_hash=entry.head_hash,
             new=new,
             claims=step.claims,
+            next_event_no=self._next_event_no,
         )
+
+    def _next_event_no(self) -> int:
+        return self._store.next_no("events")
 
     # --- after the commit --------------------------------------------------------------------------------------------
 
@@ -440,6 +570,8 @@ class Runner:
         self._feed.publish(entry.no)
         if entry.run.ended_at:
             self._announce_end(entry)
+        elif entry.run.state is RunState.PENDING:
+            self.admission.wait(_ticket(entry, entry.run))
         self._pump(entry)
         if not entry.committing:
             self._settle_entry(entry)
@@ -447,14 +579,21 @@ class Runner:
     def _carry_out(self, entry: _Entry, command: Command, claims: Mapping[int, int]) -> None:
         match command:
             case Execute(seq) if seq not in claims and seq in entry.run.commands:
-                self.dispatcher.enqueue((entry.no, seq))
+                self.dispatcher.enqueue((entry.no, seq), entry.lane)
+            case Withdraw(seq):
+                self.dispatcher.withdraw((entry.no, seq), entry.lane)
             case CancelExecution(seq):
                 attempt = entry.attempts.get(seq)
                 if attempt is not None:
                     attempt.cancel()
             case SetTimer(_, at):
                 self.on_timer(at)
-            case Withdraw() | FinishRun():
+            case StartChild() if command.seq in entry.run.commands:
+                self._begin_child(entry.home, entry.run, command)
+            case CancelChild(seq) if seq in entry.run.commands:
+                run_id = entry.run.steps[entry.run.commands[seq]].child
+                self._spawn(self._cancel_child(run_id), f"cancel {run_id}")
+            case _:
                 pass  # the rows say it all
 
     def _not_committed(self, entry: _Entry, step: _Step, error: BaseException) -> None:
@@ -463,7 +602,7 @@ class Runner:
         entry.mailbox.extendleft(reversed(kept))
         for seq in step.claims:
             if seq in entry.run.commands:  # it still stands in the outbox
-                self._offer_later((entry.no, seq), RETRY_S)
+                self._offer_later((entry.no, seq), entry.lane)
         if isinstance(error, TaskforgeError):
             self._refuse(step.taken, error)
         if isinstance(error, ConflictError):
@@ -477,9 +616,19 @@ class Runner:
         for seq in step.claims:  # at last: a slot given back may bring mail at once
             self.dispatcher.release((entry.no, seq))
 
-    def _offer_later(self, key: CommandKey, pause_s: float) -> None:
+    def _offer_later(self, key: CommandKey, lane: Lane) -> None:
         """Put a command in line again after a pause: at once, a disk that stays full would be tried without end."""
-        asyncio.get_running_loop().call_later(pause_s, self.dispatcher.enqueue, key)
+        asyncio.get_running_loop().call_later(RETRY_S, self.dispatcher.enqueue, key, lane)
+
+    def _offer_stored(self, key: CommandKey) -> None:
+        if not self._stopping:
+            self._spawn(self._enqueue_stored(key), f"offer {key} again")
+
+    async def _enqueue_stored(self, key: CommandKey) -> None:
+        """Put a command of a run that is not in memory in line again."""
+        row = await self._store.row("lane_of_command", *key)
+        if row is not None:
+            self.dispatcher.enqueue(key, Lane(*row))
 
     async def _read_again(self, entry: _Entry) -> None:
         """Take the state from the store, since ours is not what is stored. Mail waits, attempts go on."""
@@ -497,6 +646,9 @@ class Runner:
             self._settle_entry(entry)
 
     def _announce_end(self, entry: _Entry) -> None:
+        self.admission.free(entry.no)
+        if entry.parent_no is not None:
+            self._post(entry.parent_no, _Letter(_end_of(entry.run.parent["command"], entry.run), None))
         for waiter in self._waiters.pop(entry.no, ()):
             if not waiter.done():
                 waiter.set_result(entry.run)
@@ -516,10 +668,43 @@ class Runner:
                 no, _ = self._idle.popitem(last=False)
                 self._entries.pop(no, None)
 
+    # --- sub-workflows -----------------------------------------------------------------------------------------------
+
+    def _begin_child(self, parent: Home, run: Run, command: StartChild) -> None:
+        if command.run_id not in self._starting and not self._stopping:
+            task = self._spawn(self._create_child(parent, run, command), f"start {command.run_id}")
+            self._starting[command.run_id] = task
+            task.add_done_callback(lambda _: self._starting.pop(command.run_id, None))
+
+    async def _create_child(self, parent: Home, run: Run, command: StartChild) -> None:
+        """Create the run of a sub-workflow, however long that takes; its id is known, so it is created once."""
+        while True:
+            try:
+                await self.start_child(parent, run, command)
+            except (NotFoundError, InvalidArgumentError, FailedPreconditionError) as error:
+                fault = {"code": _CHILD_FAULTS.get(type(error), "child_failed"), "message": str(error)}
+                self._post(parent.no, _Letter(ChildEnded(command.seq, "", error=fault), None))
+            except TaskforgeError as error:
+                _log.warning("child.not_started", run=run.run_id, child=command.run_id, error=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            return
+
+    async def _cancel_child(self, run_id: str) -> None:
+        starting = self._starting.get(run_id)
+        if starting is not None:
+            await asyncio.wait([starting])
+        row = await self._runs.by_id(run_id)
+        if row is not None and row.ended_at is None:
+            self._post(row.no, _Letter(CancelRun("the parent run was stopped"), None))
+
     # --- attempts ----------------------------------------------------------------------------------------------------
 
-    async def _load_queued(self, limit: int) -> list[CommandKey]:
-        return [(no, seq) for no, seq in await self._store.rows("queued_commands", limit)]
+    def _admit(self, no: int) -> None:
+        self._post(no, _Letter(AdmitRun(), None))
+
+    async def _load_queued(self, lane: Lane, after: CommandKey, limit: int) -> list[CommandKey]:
+        return [(no, seq) for no, seq in await self._store.rows("queued_commands", *lane, *after, limit)]
 
     def _claim(self, key: CommandKey) -> None:
         no, seq = key
@@ -557,22 +742,26 @@ class Runner:
         self._pump(entry)
 
     async def _execute(self, entry: _Entry, key: str) -> Outcome:
-        run, step = entry.run, entry.model.steps[key]
-        spec = step.spec
+        run, step = entry.run, entry.model.steps[definition_id(key)]
+        spec, attempt = step.spec, run.steps[key].attempt
         assert isinstance(spec, ActivitySpec)
         task = Task(
             run_id=run.run_id,
             namespace=run.namespace,
             workflow=run.workflow,
             step_key=key,
-            attempt=run.steps[key].attempt,
+            attempt=attempt,
             config=run.steps[key].input,
             timeout_s=step.timeout_s,
             idempotency_key=f"{run.run_id}/{key}",
             correlation_id=run.correlation_id,
-            secret=self._secret_lookup(entry.namespace_no),
+            secret=self._secret_lookup(entry.home.namespace_no),
+            log=self._logs.logger(entry.no, key, attempt),
         )
-        return await self._executors[spec.executor].execute(task)
+        outcome = await self._executors[spec.executor].execute(task)
+        if self._logs.has_lines(entry.no, key, attempt):
+            await self._logs.flush(entry.no)  # who sees the result finds the whole log
+        return outcome
 
     def _secret_lookup(self, namespace_no: int) -> SecretLookup:
         async def lookup(name: str) -> str:
@@ -591,6 +780,25 @@ _Nothing: Any = object()
 """The fact that says nothing: it only waits for its turn."""
 
 
+async def _no_child(_: Home, __: Run, command: StartChild) -> None:
+    raise NotFoundError(f"nobody can start {command.workflow!r}")
+
+
+_CHILD_FAULTS: Mapping[type[TaskforgeError], str] = {
+    NotFoundError: "workflow_not_found",
+    InvalidArgumentError: "invalid_input",
+}
+
+
+def _ticket(entry: _Entry, run: Run) -> Ticket:
+    is_child = entry.parent_no is not None
+    return Ticket(entry.no, entry.home.namespace_no, run.priority, run.group, run.group_limit, is_child)
+
+
+def _end_of(seq: int, run: Run) -> ChildEnded:
+    return ChildEnded(seq, run.state.value, run.output, run.failing)
+
+
 def _keeps(letter: _Letter) -> bool:
     """A start that was not written did not happen: the dispatcher will offer the command again."""
     return letter.fact is not _Nothing and not isinstance(letter.fact, AttemptStarted)
@@ -602,4 +810,10 @@ def _fact_of(seq: int, outcome: Outcome) -> Fact:
     error: dict[str, Any] = {"code": outcome.code, "message": outcome.message}
     if outcome.details is not None:
         error["details"] = outcome.details
-    return AttemptFailed(seq, error, retryable=outcome.retryable, retry_after_s=outcome.retry_after_s)
+    return AttemptFailed(
+        seq,
+        error,
+        retryable=outcome.retryable,
+        retry_after_s=outcome.retry_after_s,
+        is_unknown=outcome.is_unknown,
+    )

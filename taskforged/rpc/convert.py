@@ -13,9 +13,10 @@ from taskforged.control.access import Access, TokenRecord
 from taskforged.control.runs import RunView
 from taskforged.control.secrets import SecretRecord
 from taskforged.control.workflows import LiveWorkflow, VersionRecord
-from taskforged.engine.model import ActivitySpec, Json, WorkflowModel
-from taskforged.engine.run import StepRun
-from taskforged.engine.states import RunState
+from taskforged.engine.keys import definition_id, item_key
+from taskforged.engine.model import ActivitySpec, FanOutSpec, Json, WorkflowModel
+from taskforged.engine.run import Run, StepRun
+from taskforged.engine.states import TERMINAL_STEPS, RunState, StepState
 from taskforged.errors import Violation
 from taskforged.jsonvalue import load_stored, to_text
 from taskforged.language.definition import Definition, WebhookTrigger
@@ -28,9 +29,11 @@ __all__ = [
     "history_to_proto",
     "problem_to_proto",
     "run_to_proto",
+    "micros",
     "seconds",
     "secret_to_proto",
     "stamp",
+    "step_to_proto",
     "token_to_proto",
     "version_to_proto",
     "workflow_to_proto",
@@ -43,6 +46,11 @@ def stamp(at: int | None) -> Timestamp | None:
         return None
     whole, micros = divmod(at, 1_000_000)
     return Timestamp(seconds=whole, nanos=micros * 1000)
+
+
+def micros(time: Timestamp) -> int:
+    """Answer a time in microseconds."""
+    return time.seconds * 1_000_000 + time.nanos // 1000
 
 
 def seconds(duration: Duration) -> float:
@@ -94,13 +102,41 @@ def run_to_proto(view: RunView, *, steps: bool = True) -> run_pb2.Run:
         cancel_requested=run.cancel_requested,
         correlation_id=run.correlation_id,
         created_by=run.created_by,
+        queue=run.queue,
+        priority=run.priority,
+        run_time=stamp(run.run_at),
+        concurrency_group=run.group,
+        parent_run_id=run.parent["run_id"] if run.parent else "",
+        parent_step=run.parent["step"] if run.parent else "",
+        retry_of=run.retry_of,
+        rerun_of=run.rerun_of,
+        retried_by=view.retried_by,
+        step_count=len(run.steps),
+        paused_by=run.paused_by,
+        pause_reason=run.pause_reason,
     )
     if run.state is RunState.SUCCEEDED:
         message.output_json = to_text(run.output)
     if steps:
         message.input_json = to_text(run.input)
-        message.steps.extend(_step(key, step, view.model) for key, step in run.steps.items())
+        message.steps.extend(step_to_proto(key, run, view.model) for key in _shown(run))
     return message
+
+
+STEPS_MAX = 1000
+"""Steps that one answer carries; `ListRunSteps` has all of them."""
+
+
+def _shown(run: Run) -> Iterable[str]:
+    """Answer which steps of a long run to show: those outside of fan-outs, what is open or failed, then the others."""
+    if len(run.steps) <= STEPS_MAX:
+        return run.steps
+    quiet = (StepState.SUCCEEDED, StepState.SKIPPED)
+    first = [key for key, step in run.steps.items() if "[" not in key]
+    second = [key for key, step in run.steps.items() if "[" in key and step.state not in quiet]
+    third = [key for key, step in run.steps.items() if "[" in key and step.state in quiet]
+    wanted = {*first, *(second + third)[: max(0, STEPS_MAX - len(first))]}
+    return [key for key in run.steps if key in wanted]
 
 
 def _listed_run(view: RunView, row: RunRow) -> run_pb2.Run:
@@ -117,27 +153,69 @@ def _listed_run(view: RunView, row: RunRow) -> run_pb2.Run:
         start_time=stamp(row.started_at),
         end_time=stamp(row.ended_at),
         cancel_requested=bool(row.cancel_requested),
+        queue=row.queue,
+        priority=row.priority,
+        run_time=stamp(row.run_at),
+        concurrency_group=row.group_key,
     )
 
 
-def _step(key: str, step: StepRun, model: WorkflowModel | None) -> run_pb2.StepRun:
-    known = None if model is None else model.steps.get(key)
+def step_to_proto(key: str, run: Run, model: WorkflowModel | None) -> run_pb2.StepRun:
+    """Answer a step of a run."""
+    step = run.steps[key]
+    known = None if model is None else model.steps.get(definition_id(key))
     attempts = 0
     if known is not None and isinstance(known.spec, ActivitySpec):
         attempts = 1 if known.retry is None else known.retry.max_attempts
-    return run_pb2.StepRun(
+    message = run_pb2.StepRun(
         key=key,
         kind="" if known is None else known.kind,
         state=step_state(step.state.value),
         attempt=step.attempt,
         max_attempts=attempts,
         input_json="" if step.input is None else to_text(step.input),
-        output_json=to_text(step.output) if step.state.value == "SUCCEEDED" else "",
+        output_json="" if step.state not in TERMINAL_STEPS or _is_void(step) else to_text(step.output),
         error=_error(step.error),
         start_time=stamp(step.started_at),
         end_time=stamp(step.ended_at),
         next_attempt_time=stamp(step.wake_at),
+        waiting_for=_waiting_for(step),
+        child_run_id=step.child,
+        pinned=step.pinned,
+        evidence_json="" if step.evidence is None else to_text(step.evidence),
     )
+    if isinstance(step.input, dict) and known is not None and known.kind == "wait":
+        message.signal = step.input.get("signal", "")
+        message.message = step.input.get("approval", "")
+    if known is not None and isinstance(known.spec, FanOutSpec) and isinstance(step.input, list):
+        _count_items(message, key, run, step)
+    return message
+
+
+def _is_void(step: StepRun) -> bool:
+    """Whether a step that ended has no output: all but those that succeeded, and fan-outs that failed half way."""
+    return step.state is not StepState.SUCCEEDED and step.output is None
+
+
+def _waiting_for(step: StepRun) -> str:
+    if step.state is not StepState.WAITING:
+        return ""
+    if step.child:
+        return "workflow"
+    waits = step.input if isinstance(step.input, dict) else {}
+    return next((what for what in ("signal", "approval") if what in waits), "timer")
+
+
+def _count_items(message: run_pb2.StepRun, key: str, run: Run, step: StepRun) -> None:
+    message.item_count = len(step.input)
+    fan = run.fans.get(key)
+    if fan is not None:
+        message.items_ended, message.items_failed = fan.next - fan.open, fan.failed
+        return
+    items = (run.steps.get(item_key(key, index)) for index in range(len(step.input)))
+    ended = [item.state for item in items if item is not None and item.state in TERMINAL_STEPS]
+    message.items_ended = len(ended)
+    message.items_failed = sum(state in (StepState.FAILED, StepState.DEAD) for state in ended)
 
 
 def history_to_proto(entry: tuple[StoredEvent, RunState, str]) -> run_pb2.HistoryEvent:

@@ -11,8 +11,9 @@ from taskforge.v1 import run_service_pb2_grpc as grpc_base
 
 from taskforged.control.access import Access
 from taskforged.control.paging import decode_token, encode_token, page_size
-from taskforged.control.runs import Runs, StartRequest
+from taskforged.control.runs import RerunRequest, Runs, StartRequest
 from taskforged.control.workflows import Workflows
+from taskforged.errors import InvalidArgumentError, Violation
 from taskforged.rpc import convert
 from taskforged.rpc.guard import caller
 from taskforged.store.runs import RunFilter
@@ -64,6 +65,80 @@ class RunServicer(grpc_base.RunServiceServicer):
         view = await self._runs.cancel(caller(), request.run_id, request.reason)
         return pb.CancelRunResponse(run=convert.run_to_proto(view))
 
+    async def PauseRun(self, request: pb.PauseRunRequest, _: Any) -> pb.PauseRunResponse:
+        view = await self._runs.pause(caller(), request.run_id, request.reason)
+        return pb.PauseRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, _: Any) -> pb.ResumeRunResponse:
+        view = await self._runs.resume(caller(), request.run_id, request.reason)
+        return pb.ResumeRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def RetryRun(self, request: pb.RetryRunRequest, _: Any) -> pb.RetryRunResponse:
+        view = await self._runs.retry(caller(), request.run_id, request.request_id)
+        return pb.RetryRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def RerunRun(self, request: pb.RerunRunRequest, _: Any) -> pb.RerunRunResponse:
+        wanted = RerunRequest(
+            request.run_id, request.from_step, request.version, request.newest_version, request.request_id
+        )
+        view = await self._runs.rerun(caller(), wanted)
+        return pb.RerunRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def SignalRun(self, request: pb.SignalRunRequest, _: Any) -> pb.SignalRunResponse:
+        view, step = await self._runs.signal(
+            caller(), request.run_id, request.signal, request.payload_json, request.request_id
+        )
+        return pb.SignalRunResponse(run=convert.run_to_proto(view, steps=False), step=step)
+
+    async def ApproveRun(self, request: pb.ApproveRunRequest, _: Any) -> pb.ApproveRunResponse:
+        view = await self._runs.answer(
+            caller(),
+            request.run_id,
+            request.step,
+            approved=True,
+            payload_json=request.payload_json,
+            comment=request.comment,
+        )
+        return pb.ApproveRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def RejectRun(self, request: pb.RejectRunRequest, _: Any) -> pb.RejectRunResponse:
+        view = await self._runs.answer(
+            caller(), request.run_id, request.step, approved=False, comment=request.comment
+        )
+        return pb.RejectRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def ResolveRun(self, request: pb.ResolveRunRequest, _: Any) -> pb.ResolveRunResponse:
+        outcome = _OUTCOMES.get(request.outcome)
+        if outcome is None:
+            message = "is required: succeeded, failed or retry"
+            raise InvalidArgumentError(f"outcome {message}", violations=[Violation("outcome", message)])
+        view = await self._runs.resolve(
+            caller(),
+            request.run_id,
+            request.step,
+            outcome,
+            output_json=request.output_json,
+            comment=request.comment,
+        )
+        return pb.ResolveRunResponse(run=convert.run_to_proto(view, steps=False))
+
+    async def ListRunSteps(self, request: pb.ListRunStepsRequest, _: Any) -> pb.ListRunStepsResponse:
+        states = sorted({run_pb2.StepRun.State.Name(one).removeprefix("STATE_") for one in request.states if one})
+        size = page_size(request.page_size)
+        filters = ["steps", request.run_id, request.key_prefix, states]
+        offset = decode_token(request.page_token, filters, 0)
+        view = await self._runs.get(caller(), request.run_id)
+        run = view.run
+        assert run is not None
+        keys = [
+            key
+            for key, step in run.steps.items()
+            if key.startswith(request.key_prefix) and (not states or step.state.value in states)
+        ]
+        more = encode_token(offset + size, filters) if len(keys) > offset + size else ""
+        steps = [convert.step_to_proto(key, run, view.model) for key in keys[offset : offset + size]]
+        return pb.ListRunStepsResponse(steps=steps, next_page_token=more)
+
     async def GetRunHistory(self, request: pb.GetRunHistoryRequest, _: Any) -> pb.GetRunHistoryResponse:
         size, filters = page_size(request.page_size), ["history", request.run_id]
         after = decode_token(request.page_token, filters, 0)
@@ -90,5 +165,20 @@ class RunServicer(grpc_base.RunServiceServicer):
         )
 
 
+_OUTCOMES = {
+    pb.RESOLUTION_SUCCEEDED: "succeeded",
+    pb.RESOLUTION_FAILED: "failed",
+    pb.RESOLUTION_RETRY: "retry",
+}
+
+
 def _wanted(request: pb.StartRunRequest) -> StartRequest:
-    return StartRequest(request.workflow, request.input_json, request.request_id, request.correlation_id)
+    return StartRequest(
+        request.workflow,
+        request.input_json,
+        request.request_id,
+        request.correlation_id,
+        queue=request.queue,
+        priority=request.priority if request.HasField("priority") else None,
+        run_at=convert.micros(request.run_time) if request.HasField("run_time") else 0,
+    )

@@ -95,6 +95,9 @@ class StepExecutor(Protocol):
 
     name: str
 
+    async def start(self) -> object:
+        """Make ready."""
+
     async def execute(self, task: Task) -> Outcome:
         """Try once.
 

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from taskforged.engine.events import (
+    CancelChild,
     ClearTimer,
     Command,
     Execute,
+    FinishRun,
     HistoryEvent,
+    Publish,
     SetTimer,
+    StartChild,
     Withdraw,
 )
+from taskforged.engine.keys import derived_id
+from taskforged.engine.model import Json
 from taskforged.engine.run import Run, StepRun
-from taskforged.engine.states import Kind
-from taskforged.jsonvalue import canonical, load_stored
+from taskforged.engine.states import Kind, RunState
+from taskforged.jsonvalue import canonical, load_stored, to_text
+from taskforged.store.rows import EventRow
 from taskforged.store.sql import QUERIES
 
 __all__ = [
     "GENESIS",
+    "Home",
     "NewRun",
     "RunChange",
     "StaleWriteError",
@@ -48,13 +56,24 @@ class StaleWriteError(Exception):
 
 
 class NewRun(NamedTuple):
-    """What is known of a run when it is created and never changes."""
+    """What is known of a run when it is created and never changes, apart from what its history says."""
 
     namespace_no: int
     workflow_no: int
     event_no: int | None = None
     request_id: str | None = None
     request_digest: bytes | None = None
+    parent_no: int | None = None
+    retry_of_no: int | None = None
+    rerun_of_no: int | None = None
+
+
+class Home(NamedTuple):
+    """Where a run belongs."""
+
+    no: int
+    namespace_no: int
+    workflow_no: int
 
 
 class StoredEvent(NamedTuple):
@@ -78,6 +97,11 @@ class RunChange:
     finished_commands: list[Row] = field(default_factory=list)
     timers: list[Row] = field(default_factory=list)
     cleared_timers: list[Row] = field(default_factory=list)
+    children: list[Row] = field(default_factory=list)
+    cancelled_children: list[Row] = field(default_factory=list)
+    ended_children: list[Row] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list)
+    dead_letter: Row | None = None
     head_hash: bytes = GENESIS
 
 
@@ -94,7 +118,7 @@ def history_from_row(row: Row) -> StoredEvent:
 
 
 def build_change(
-    no: int,
+    home: Home,
     run: Run,
     history: Sequence[HistoryEvent],
     commands: Sequence[Command],
@@ -103,11 +127,12 @@ def build_change(
     head_hash: bytes,
     new: NewRun | None,
     claims: dict[int, int],
+    next_event_no: Callable[[], int],
 ) -> RunChange:
     """Compute the rows for an outcome of the engine.
 
     Args:
-        no: the run's number.
+        home: where the run belongs.
         run: its state after the events.
         history: the events, not empty.
         commands: what the engine asks for.
@@ -115,8 +140,10 @@ def build_change(
         head_hash: hash of the event before the first of these.
         new: given when the run is created by this change.
         claims: commands that are claimed within this change, sequence to epoch.
+        next_event_no: assigns numbers of internal events.
     """
     rows: list[Row] = []
+    no = home.no
     change = RunChange(head_hash=_chain(no, history, head_hash, rows), history=rows)
     ended_at = run.ended_at or None
     started_at = run.started_at or None
@@ -124,7 +151,8 @@ def build_change(
         change.insert = (
             *(no, run.run_id, new.namespace_no, new.workflow_no, run.version, run.state.value, run.sequence),
             *(change.head_hash, int(run.cancel_requested), run.trigger, new.event_no, new.request_id),
-            *(new.request_digest, run.created_at, started_at, ended_at),
+            *(new.request_digest, run.created_at, started_at, ended_at, run.queue, run.priority, run.group),
+            *(run.group_limit, run.run_at, new.parent_no, new.retry_of_no, new.rerun_of_no),
         )
     else:
         guard = history[0].sequence - 1
@@ -133,7 +161,7 @@ def build_change(
             *(no, guard),
         )
     change.steps = [_step_row(no, key, run.steps[key]) for key in touched]
-    _place_commands(no, change, history, commands, claims)
+    _place_commands(home, run, change, history, commands, claims, next_event_no)
     return change
 
 
@@ -155,24 +183,107 @@ _COMMAND_DONE = frozenset(
 
 
 def _place_commands(
-    no: int, change: RunChange, history: Sequence[HistoryEvent], commands: Sequence[Command], claims: dict[int, int]
+    home: Home,
+    run: Run,
+    change: RunChange,
+    history: Sequence[HistoryEvent],
+    commands: Sequence[Command],
+    claims: dict[int, int],
+    next_event_no: Callable[[], int],
 ) -> None:
-    claims = dict(claims)
-    done = {event.body["command"] for event in history if event.kind in _COMMAND_DONE}
+    no = home.no
+    _place_outbox(home, run, change, history, commands, dict(claims))
     cleared = {event.body["timer"] for event in history if event.kind is Kind.TIMER_FIRED}
     for command in commands:
         match command:
-            case Execute(seq):
-                change.commands.append((no, seq, claims.pop(seq, 0)))
-            case Withdraw(seq):
-                done.add(seq)
             case SetTimer(seq, at):
                 change.timers.append((no, seq, at))
             case ClearTimer(seq):
                 cleared.add(seq)
+            case StartChild(seq, _, run_id, workflow, version):
+                change.children.append((no, seq, run_id, workflow, version))
+            case CancelChild(seq):
+                change.cancelled_children.append((no, seq))
+            case Publish(event_id, name, data):
+                change.events.append(_event_row(home, next_event_no(), event_id, name, data, history[-1].at))
+            case FinishRun(state):
+                _place_end(home, run, change, state, next_event_no)
+    change.cleared_timers = [(no, seq) for seq in sorted(cleared)]
+    ended = (event.body["command"] for event in history if event.kind is Kind.STEP_CHILD_ENDED)
+    change.ended_children = [(no, seq) for seq in ended]
+
+
+def _place_outbox(
+    home: Home,
+    run: Run,
+    change: RunChange,
+    history: Sequence[HistoryEvent],
+    commands: Sequence[Command],
+    claims: dict[int, int],
+) -> None:
+    no, queued = home.no, dict[int, int]()
+    done = {event.body["command"] for event in history if event.kind in _COMMAND_DONE}
+    for command in commands:
+        match command:
+            case Execute(seq) if seq in done:
+                done.discard(seq)  # withdrawn and asked for again: its row never went
+            case Execute(seq):
+                queued[seq] = claims.pop(seq, 0)
+            case Withdraw(seq) if seq in queued:
+                del queued[seq]
+            case Withdraw(seq):
+                done.add(seq)
+    lane = (home.namespace_no, run.queue, run.priority)
+    change.commands = [(no, seq, epoch, *lane) for seq, epoch in queued.items()]
     change.claims = [(epoch, no, seq) for seq, epoch in claims.items()]
     change.finished_commands = [(no, seq) for seq in sorted(done)]
-    change.cleared_timers = [(no, seq) for seq in sorted(cleared)]
+
+
+def _place_end(home: Home, run: Run, change: RunChange, state: RunState, next_event_no: Callable[[], int]) -> None:
+    """The end of a run is an event that others can react to; a dead one is a dead letter, too."""
+    data: dict[str, Json] = {
+        "run_id": run.run_id,
+        "workflow": run.workflow,
+        "version": run.version,
+        "state": state.value,
+        "trigger": run.trigger,
+        "correlation_id": run.correlation_id,
+    }
+    if state in (RunState.FAILED, RunState.DEAD):
+        data["error"] = run.failing
+    event_id = derived_id("evt", run.ended_at, run.run_id, run.sequence)
+    name = f"run.{state.value.lower()}"
+    change.events.append(_event_row(home, next_event_no(), event_id, name, data, run.ended_at))
+    if state is RunState.DEAD:
+        error = run.failing or {}
+        where = (home.no, home.namespace_no, home.workflow_no, error.get("step", ""), error.get("code", ""))
+        change.dead_letter = (*where, to_text(error), error.get("attempts", 0), run.ended_at)
+
+
+def _event_row(home: Home, no: int, event_id: str, name: str, data: Json, at: int) -> Row:
+    body = canonical(data)
+    return EventRow(
+        no=no,
+        id=event_id,
+        namespace_no=home.namespace_no,
+        source="internal",
+        path="",
+        outcome="FILTERED",
+        reason="",
+        verification="",
+        delivery_id="",
+        duplicate_of="",
+        headers="{}",
+        query="{}",
+        body=body,
+        body_size=len(body),
+        content_type="application/json",
+        remote="",
+        verdicts="[]",
+        created_at=at,
+        type=name,
+        run_no=home.no,
+    )
 
 
 def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) -> None:
@@ -192,9 +303,14 @@ def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) 
     _many(connection, "delete_command", [row for change in changes for row in change.finished_commands])
     _many(connection, "insert_timer", [row for change in changes for row in change.timers])
     _many(connection, "delete_timer", [row for change in changes for row in change.cleared_timers])
+    _many(connection, "insert_child", [row for change in changes for row in change.children])
+    _many(connection, "cancel_child", [row for change in changes for row in change.cancelled_children])
+    _many(connection, "delete_child", [row for change in changes for row in change.ended_children])
+    _many(connection, "insert_event", [row for change in changes for row in change.events])
+    _many(connection, "insert_dead_letter", [c.dead_letter for c in changes if c.dead_letter is not None])
 
 
-_GUARDED = frozenset({"update_run", "claim_command", "delete_command", "delete_timer"})
+_GUARDED = frozenset({"update_run", "claim_command", "delete_command", "delete_timer", "cancel_child", "delete_child"})
 
 
 def _many(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl
 
 from taskforged.engine.events import rfc3339
 from taskforged.engine.model import Json
 from taskforged.jsonvalue import load_stored
+from taskforged.store.rows import EventRow
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
 
@@ -18,29 +19,6 @@ __all__ = ["EventFilter", "EventRow", "EventStore", "body_value", "event_context
 
 WITHOUT_EFFECT_MAX = 10_000
 """How many rejected, duplicate and handshake deliveries are kept, so that strangers cannot fill the disk."""
-
-
-class EventRow(NamedTuple):
-    """A row of `events`."""
-
-    no: int
-    id: str
-    namespace_no: int
-    source: str
-    path: str
-    outcome: str
-    reason: str
-    verification: str
-    delivery_id: str
-    duplicate_of: str
-    headers: str
-    query: str
-    body: bytes
-    body_size: int
-    content_type: str
-    remote: str
-    verdicts: str
-    created_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +63,7 @@ def event_context(row: EventRow) -> Json:
         "query": load_stored(row.query),
         "body": body_value(row.content_type, row.body),
         "received_at": rfc3339(row.created_at),
+        "type": row.type,
     }
 
 

@@ -38,6 +38,14 @@ class RunRow(NamedTuple):
     created_at: int
     started_at: int | None
     ended_at: int | None
+    queue: str
+    priority: int
+    group_key: str
+    group_limit: int
+    run_at: int
+    parent_no: int | None
+    retry_of_no: int | None
+    rerun_of_no: int | None
     event_id: str | None
 
 
@@ -70,6 +78,11 @@ class RunStore:
         row = await self._store.row("run_by_id", run_id)
         return None if row is None else RunRow(*row)
 
+    async def by_no(self, no: int) -> RunRow | None:
+        """Answer a run's row."""
+        row = await self._store.row("run_by_no", no)
+        return None if row is None else RunRow(*row)
+
     async def by_request(self, namespace_no: int, request_id: str) -> RunRow | None:
         """Answer the run that a request id stands for."""
         row = await self._store.row("run_by_request", namespace_no, request_id)
@@ -82,6 +95,15 @@ class RunStore:
     async def load_by_id(self, run_id: str) -> LoadedRun | None:
         """Rebuild a run from its history."""
         return await self._store.read(lambda connection: _load_by_id(connection, run_id))
+
+    async def retry_of(self, no: int) -> tuple[int, str] | None:
+        """Answer number and id of the run that retries a run."""
+        row = await self._store.row("retry_of_run", no)
+        return None if row is None else (row[0], row[1])
+
+    async def id_of(self, no: int | None) -> str:
+        """Answer the id of a run; empty when there is none."""
+        return "" if no is None else await self._store.value("run_id_of", no) or ""
 
     async def history(self, no: int, after: int, limit: int) -> list[StoredEvent]:
         """Answer up to `limit` events after sequence `after`."""

@@ -1,7 +1,7 @@
 -- insert_event --
 INSERT INTO events (no, id, namespace_no, source, path, outcome, reason, verification, delivery_id, duplicate_of,
-  headers, query, body, body_size, content_type, remote, verdicts, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  headers, query, body, body_size, content_type, remote, verdicts, created_at, type, run_no)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- insert_delivery --
 INSERT INTO deliveries (namespace_no, path, key, event_no) VALUES (?, ?, ?, ?)
@@ -12,11 +12,11 @@ WHERE d.namespace_no = ? AND d.path = ? AND d.key = ?
 
 -- event_by_id --
 SELECT no, id, namespace_no, source, path, outcome, reason, verification, delivery_id, duplicate_of, headers, query,
-  body, body_size, content_type, remote, verdicts, created_at FROM events WHERE id = ?
+  body, body_size, content_type, remote, verdicts, created_at, type, run_no FROM events WHERE id = ?
 
 -- event_by_no --
 SELECT no, id, namespace_no, source, path, outcome, reason, verification, delivery_id, duplicate_of, headers, query,
-  body, body_size, content_type, remote, verdicts, created_at FROM events WHERE no = ?
+  body, body_size, content_type, remote, verdicts, created_at, type, run_no FROM events WHERE no = ?
 
 -- prune_events_without_effect --
 DELETE FROM events WHERE no IN (

@@ -1,7 +1,8 @@
 -- insert_run --
 INSERT INTO runs (no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger,
-  event_no, request_id, request_digest, created_at, started_at, ended_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  event_no, request_id, request_digest, created_at, started_at, ended_at, queue, priority, group_key, group_limit,
+  run_at, parent_no, retry_of_no, rerun_of_no)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- update_run --
 -- 0 rows: somebody else moved the run since it was read; the change was computed from a stale state.
@@ -17,7 +18,7 @@ ON CONFLICT (run_no, key) DO UPDATE SET state = excluded.state, attempt = exclud
   ended_at = excluded.ended_at, wake_at = excluded.wake_at
 
 -- insert_command --
-INSERT INTO commands (run_no, sequence, epoch) VALUES (?, ?, ?)
+INSERT INTO commands (run_no, sequence, epoch, namespace_no, queue, priority) VALUES (?, ?, ?, ?, ?, ?)
 
 -- claim_command --
 -- 0 rows: the command is gone or claimed already.
@@ -35,18 +36,18 @@ DELETE FROM timers WHERE run_no = ? AND sequence = ?
 
 -- run_by_id --
 SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
-  request_id, request_digest, created_at, started_at, ended_at,
-  (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE id = ?
+  request_id, request_digest, created_at, started_at, ended_at, queue, priority, group_key, group_limit, run_at, parent_no,
+  retry_of_no, rerun_of_no, (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE id = ?
 
 -- run_by_no --
 SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
-  request_id, request_digest, created_at, started_at, ended_at,
-  (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE no = ?
+  request_id, request_digest, created_at, started_at, ended_at, queue, priority, group_key, group_limit, run_at, parent_no,
+  retry_of_no, rerun_of_no, (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE no = ?
 
 -- run_by_request --
 SELECT no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger, event_no,
-  request_id, request_digest, created_at, started_at, ended_at,
-  (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE namespace_no = ? AND request_id = ?
+  request_id, request_digest, created_at, started_at, ended_at, queue, priority, group_key, group_limit, run_at, parent_no,
+  retry_of_no, rerun_of_no, (SELECT e.id FROM events e WHERE e.no = runs.event_no) FROM runs WHERE namespace_no = ? AND request_id = ?
 
 -- history_after --
 SELECT sequence, at, kind, step, attempt, body, hash FROM history WHERE run_no = ? AND sequence > ?
@@ -56,7 +57,12 @@ ORDER BY sequence LIMIT ?
 SELECT key, state, attempt, started_at, ended_at, wake_at FROM step_runs WHERE run_no = ?
 
 -- queued_commands --
-SELECT run_no, sequence FROM commands WHERE epoch = 0 ORDER BY run_no, sequence LIMIT ?
+SELECT run_no, sequence FROM commands
+WHERE epoch = 0 AND namespace_no = ? AND queue = ? AND priority = ? AND (run_no, sequence) > (?, ?)
+ORDER BY run_no, sequence LIMIT ?
+
+-- queued_lanes --
+SELECT namespace_no, queue, priority, count(*) FROM commands WHERE epoch = 0 GROUP BY namespace_no, queue, priority
 
 -- claimed_commands --
 SELECT run_no, sequence, epoch FROM commands WHERE epoch > 0 ORDER BY run_no, sequence
@@ -78,3 +84,47 @@ SELECT count(*) FROM timers
 
 -- count_open_runs --
 SELECT count(*) FROM runs WHERE ended_at IS NULL
+
+-- open_runs --
+-- Every run that holds a slot or waits for one: what the admission is rebuilt from.
+SELECT no, namespace_no, priority, group_key, group_limit, parent_no, state, started_at FROM runs
+WHERE ended_at IS NULL ORDER BY no
+
+-- lane_of_command --
+SELECT namespace_no, queue, priority FROM commands WHERE run_no = ? AND sequence = ? AND epoch = 0
+
+-- insert_child --
+INSERT INTO children (parent_no, sequence, run_id, workflow, version, cancelled) VALUES (?, ?, ?, ?, ?, 0)
+
+-- cancel_child --
+UPDATE children SET cancelled = 1 WHERE parent_no = ? AND sequence = ?
+
+-- delete_child --
+-- 0 rows: its end is known already.
+DELETE FROM children WHERE parent_no = ? AND sequence = ?
+
+-- all_children --
+SELECT c.parent_no, c.sequence, c.run_id, c.workflow, c.version, c.cancelled, r.no, r.state, r.ended_at, r.cancel_requested
+FROM children c LEFT JOIN runs r ON r.id = c.run_id ORDER BY c.parent_no, c.sequence
+
+-- child_by_run --
+SELECT parent_no, sequence FROM children WHERE run_id = ?
+
+-- run_id_of --
+SELECT id FROM runs WHERE no = ?
+
+-- retry_of_run --
+SELECT no, id FROM runs WHERE retry_of_no = ?
+
+-- insert_dead_letter --
+INSERT INTO dead_letters (run_no, namespace_no, workflow_no, state, step, code, error, attempts, created_at)
+VALUES (?, ?, ?, 'OPEN', ?, ?, ?, ?, ?)
+
+-- retry_dead_letter --
+UPDATE dead_letters SET state = 'RETRIED', settled_at = ?, settled_by = ? WHERE run_no = ? AND state = 'OPEN'
+
+-- insert_log --
+INSERT INTO step_logs (no, run_no, step, attempt, at, stream, text) VALUES (?, ?, ?, ?, ?, ?, ?)
+
+-- logs_after --
+SELECT no, step, attempt, at, stream, text FROM step_logs WHERE run_no = ? AND no > ? ORDER BY no LIMIT ?

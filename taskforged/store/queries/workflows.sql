@@ -13,11 +13,12 @@ FROM workflows w JOIN namespaces n ON n.no = w.namespace_no
 WHERE w.namespace_no = ? AND w.name > ? AND w.deleted_at IS NULL ORDER BY w.name LIMIT ?
 
 -- insert_workflow --
-INSERT INTO workflows (no, id, namespace_no, name, active, latest, created_at, updated_at) VALUES (?, ?, ?, ?, 1, 1, ?, ?)
+INSERT INTO workflows (no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency)
+VALUES (?, ?, ?, ?, 1, 1, ?, ?, ?)
 
 -- bump_workflow --
 -- 0 rows: another version was applied meanwhile.
-UPDATE workflows SET latest = ?, updated_at = ? WHERE no = ? AND latest = ? AND deleted_at IS NULL
+UPDATE workflows SET latest = ?, updated_at = ?, concurrency = ? WHERE no = ? AND latest = ? AND deleted_at IS NULL
 
 -- set_active --
 UPDATE workflows SET active = ?, updated_at = ? WHERE no = ? AND deleted_at IS NULL
@@ -58,4 +59,5 @@ SELECT no, name FROM namespaces
 SELECT coalesce(max(no), 0) + 1 FROM workflows
 
 -- all_workflows --
-SELECT no, id, namespace_no, name, active, latest, created_at, updated_at FROM workflows WHERE deleted_at IS NULL
+SELECT no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency FROM workflows
+WHERE deleted_at IS NULL

@@ -1,0 +1,191 @@
+"""How a run comes into being, whoever wants it: a client, a webhook, a parent run, a retry.
+
+One place decides what belongs to a new run besides its input: queue and priority, the concurrency group, the versions
+of its sub-workflows; and what becomes of it when the group is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from taskforged.clock import Clock, new_id
+from taskforged.control.access import Access
+from taskforged.control.workflows import LiveWorkflow, Workflows
+from taskforged.engine.events import CancelRun, CreateRun
+from taskforged.engine.model import ExpressionError, Json, OnLimit, WorkflowModel
+from taskforged.engine.run import Run
+from taskforged.engine.scope import RunScope
+from taskforged.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, TaskforgeError, Violation
+from taskforged.host.runner import PreparedRun, Runner
+from taskforged.store.changes import NewRun
+from taskforged.store.runs import RunStore
+from taskforged.store.store import Connection, Store
+
+__all__ = ["GROUP_MAX", "RunRequest", "Starter"]
+
+T = TypeVar("T")
+
+GROUP_MAX = 200
+"""Characters of the name of a concurrency group."""
+
+_SUPERSEDED = "a newer run of its concurrency group has taken its place"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A run that somebody wants, checked.
+
+    Attributes:
+        create: what is known, with the input held against the contract; the id, unless it is given, and the names,
+            queue, priority, group and pins are filled in.
+        event: what expressions see as `event`.
+        queue: empty: as the definition says.
+        priority: None: as the definition says.
+    """
+
+    workflow: LiveWorkflow
+    version: int
+    model: WorkflowModel
+    new: NewRun
+    create: CreateRun
+    event: Json = None
+    queue: str = ""
+    priority: int | None = None
+
+
+class Starter:
+    """Prepares and creates runs."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        access: Access,
+        workflows: Workflows,
+        runner: Runner,
+        items_max: int,
+        queue_exists: Callable[[int, str], bool],
+    ) -> None:
+        """Create a starter; `items_max` limits fan-outs, `queue_exists` knows the queues of a namespace."""
+        self._runs = RunStore(store)
+        self._clock = clock
+        self._access = access
+        self._workflows = workflows
+        self._runner = runner
+        self._items_max = items_max
+        self._queue_exists = queue_exists
+
+    def prepare(self, request: RunRequest) -> PreparedRun:
+        """Decide a run. It must be given to `create`, or to the runner's `discard`.
+
+        Raises:
+            InvalidArgumentError: there is no such queue, or the concurrency group cannot be told.
+            ResourceExhaustedError: too many runs wait already.
+        """
+        create = self._complete(request)
+        skip = ""
+        concurrency = request.model.concurrency
+        if concurrency is not None and concurrency.on_limit is OnLimit.SKIP and self._is_full(request, create):
+            skip = f"skipped: concurrency group {create.group!r} is full ({create.group_limit})"
+        return self._runner.prepare(request.model, request.new, create, request.event, skip=skip)
+
+    def discard(self, prepared: Sequence[PreparedRun]) -> None:
+        """Forget prepared runs that will not be written."""
+        self._runner.discard(prepared)
+
+    async def create(
+        self, prepared: Sequence[PreparedRun], function: Callable[[Connection], T] | None = None
+    ) -> T | None:
+        """Write prepared runs in one transaction; see `Runner.create`. Then make room where a definition says so."""
+        result = await self._runner.create(prepared, function)
+        for one in prepared:
+            concurrency = one.entry.model.concurrency
+            if concurrency is not None and concurrency.on_limit is OnLimit.CANCEL_RUNNING:
+                await self._make_room(one)
+        return result
+
+    def _complete(self, request: RunRequest) -> CreateRun:
+        model, create = request.model, request.create
+        if request.queue and not self._queue_exists(request.new.namespace_no, request.queue):
+            message = f"there is no queue {request.queue!r}; `taskforgectl queue set {request.queue}` creates it"
+            raise InvalidArgumentError(message, violations=[Violation("queue", message)])
+        create = replace(
+            create,
+            run_id=create.run_id or new_id("run", self._clock.now()),
+            namespace=self._access.namespace_name(request.new.namespace_no),
+            workflow=request.workflow.name,
+            version=request.version,
+            queue=request.queue or model.queue,
+            priority=model.priority if request.priority is None else request.priority,
+            pins=self._pins(request) or None,
+            items_max=self._items_max,
+        )
+        if model.concurrency is None:
+            return create
+        return replace(create, group=self._group(request, create), group_limit=model.concurrency.limit)
+
+    def _pins(self, request: RunRequest) -> dict[str, int]:
+        """Answer the newest versions of the sub-workflows that the definition names without one."""
+        found = {}
+        for name in sorted(request.model.children):
+            try:
+                found[name] = self._workflows.get(request.new.namespace_no, name).latest
+            except NotFoundError:  # the step that needs it will say so
+                continue
+        return found
+
+    def _group(self, request: RunRequest, create: CreateRun) -> str:
+        concurrency = request.model.concurrency
+        assert concurrency is not None
+        run = Run(
+            run_id=create.run_id,
+            namespace=create.namespace,
+            workflow=create.workflow,
+            version=create.version,
+            trigger=create.trigger,
+            correlation_id=create.correlation_id or create.run_id,
+            queue=create.queue,
+            priority=create.priority,
+            attempt=create.attempt,
+            parent=create.parent,
+            input=create.input,
+            event=request.event,
+            created_at=self._clock.now(),
+        )
+        try:
+            group = concurrency.group.evaluate(RunScope(request.model, run))
+        except ExpressionError as error:
+            raise InvalidArgumentError(f"the concurrency group cannot be told: {error}") from None
+        if not isinstance(group, str) or not group or len(group) > GROUP_MAX:
+            raise InvalidArgumentError(f"the concurrency group must be a text of 1 to {GROUP_MAX} characters")
+        if group in (create.held or ()):
+            raise FailedPreconditionError(
+                f"a parent of this run holds its concurrency group {group!r}: it would wait for ever",
+                reason="CONCURRENCY_DEADLOCK",
+            )
+        return group
+
+    def _is_full(self, request: RunRequest, create: CreateRun) -> bool:
+        running, waiting = self._runner.admission.group_members(request.new.namespace_no, create.group)
+        return len(running) + len(waiting) >= create.group_limit
+
+    async def _make_room(self, prepared: PreparedRun) -> None:
+        """Cancel what stands in the way of a new run: who waits before it, and the oldest of those that run."""
+        run, namespace_no = prepared.run, prepared.entry.home.namespace_no
+        running, waiting = self._runner.admission.group_members(namespace_no, run.group)
+        older = [no for no in running if no < prepared.no]
+        spare = max(0, len(running) - (prepared.no in running) - (run.group_limit - 1))
+        for no in (*(no for no in waiting if no < prepared.no), *older[:spare]):
+            await self._supersede(no)
+
+    async def _supersede(self, no: int) -> None:
+        row = await self._runs.by_no(no)
+        if row is None or row.ended_at is not None or row.cancel_requested:
+            return
+        try:
+            await self._runner.deliver(no, CancelRun(_SUPERSEDED))
+        except TaskforgeError:  # it has ended meanwhile, or the disk is full: the new run waits for its turn
+            return
