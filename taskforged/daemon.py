@@ -29,10 +29,14 @@ from taskforged.config import Config
 from taskforged.control.access import Access, new_credential
 from taskforged.control.events import Events
 from taskforged.control.inbox import WebhookInbox
+from taskforged.control.repeats import Repeats
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
 from taskforged.control.starting import Starter
+from taskforged.control.steering import Steering
 from taskforged.control.system import Info, System
+from taskforged.control.verifying import Verifier
+from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
 from taskforged.host.feed import Feed
@@ -206,15 +210,37 @@ class Daemon:
             items_max=config("limits", "fan_out_items"),
             queue_exists=lambda _, __: True,
         )
+        views = RunViews(store=store, access=access, workflows=workflows, feed=feed)
         runs = Runs(
-            store=store, clock=clock, access=access, workflows=workflows, runner=runner, starter=starter, feed=feed
+            store=store,
+            clock=clock,
+            access=access,
+            workflows=workflows,
+            runner=runner,
+            starter=starter,
+            views=views,
+            feed=feed,
         )
+        repeats = Repeats(store=store, clock=clock, access=access, workflows=workflows, starter=starter, views=views)
         inbox = WebhookInbox(
             store=store, clock=clock, access=access, workflows=workflows, starter=starter, secret=secrets.value
         )
         system = System(store=store, runner=runner, feed=feed, info=self.info)
-        controls = Controls(access, workflows, runs, Events(store), secrets, system)
-        http_limits = HttpLimits(body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max"))
+        controls = Controls(
+            access=access,
+            workflows=workflows,
+            views=views,
+            runs=runs,
+            steering=Steering(store=store, workflows=workflows, runner=runner, views=views),
+            repeats=repeats,
+            verifier=Verifier(store=store, workflows=workflows, views=views),
+            events=Events(store),
+            secrets=secrets,
+            system=system,
+        )
+        http_limits = HttpLimits(
+            body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max")
+        )
         host, _, port = config("http", "listen").rpartition(":")
         http = WebhookListener(
             inbox, host=host.strip("[]"), port=int(port), limits=http_limits, ready=lambda: self.info.state == "ready"
@@ -263,8 +289,12 @@ class Daemon:
 class _NoLogs:
     def logger(self, run_no, step_key, attempt):
         return lambda a, b: None
-    def has_lines(self, *a): return False
-    async def flush(self, run_no=None): pass
+
+    def has_lines(self, *a):
+        return False
+
+    async def flush(self, run_no=None):
+        pass
 
 
 # --- the home --------------------------------------------------------------------------------------------------------

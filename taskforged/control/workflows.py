@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from taskforged.clock import Clock, new_id
-from taskforged.engine.model import WorkflowModel
+from taskforged.engine.model import Json, WorkflowModel
 from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.jsonvalue import load_stored, to_text
 from taskforged.language import compile_definition
@@ -211,15 +211,15 @@ class Workflows:
         if mine is None:
             return
         for (number, name), other in self._by_name.items():
-            theirs = load_stored(other.concurrency) if other.concurrency else None
-            if number == namespace_no and name != definition.name and theirs and theirs[0] == mine[0]:
-                if theirs != list(mine):
-                    message = f"workflow {name!r} has the same group with limit {theirs[1]} and on_limit {theirs[2]}"
-                    raise InvalidArgumentError(
-                        f"concurrency: {message}; say the same, or name another group",
-                        reason="INVALID_DEFINITION",
-                        violations=[Violation("concurrency", message)],
-                    )
+            theirs: Json = load_stored(other.concurrency) if other.concurrency else None
+            is_rival = number == namespace_no and name != definition.name and theirs and theirs[0] == mine[0]
+            if is_rival and theirs != list(mine):
+                message = f"workflow {name!r} has the same group with limit {theirs[1]} and on_limit {theirs[2]}"
+                raise InvalidArgumentError(
+                    f"concurrency: {message}; say the same, or name another group",
+                    reason="INVALID_DEFINITION",
+                    violations=[Violation("concurrency", message)],
+                )
 
     async def _store_version(
         self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, source: str, by: str
@@ -316,8 +316,8 @@ def _save_version(
         row = (workflow.no, workflow.id, workflow.namespace_no, workflow.name, now, now, workflow.concurrency)
         connection.execute(QUERIES["insert_workflow"], row)
     else:
-        row = (version.number, now, workflow.concurrency, workflow.no, version.number - 1)
-        moved = connection.execute(QUERIES["bump_workflow"], row)
+        bump = (version.number, now, workflow.concurrency, workflow.no, version.number - 1)
+        moved = connection.execute(QUERIES["bump_workflow"], bump)
         if moved.rowcount != 1:
             raise ConflictError(f"workflow {workflow.name!r} was changed by somebody else; apply again")
     connection.execute(QUERIES["insert_version"], version)

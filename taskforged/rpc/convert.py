@@ -10,8 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from taskforge.v1 import event_pb2, run_pb2, secret_pb2, token_pb2, workflow_pb2
 
 from taskforged.control.access import Access, TokenRecord
-from taskforged.control.runs import RunView
 from taskforged.control.secrets import SecretRecord
+from taskforged.control.views import RunView
 from taskforged.control.workflows import LiveWorkflow, VersionRecord
 from taskforged.engine.keys import definition_id, item_key
 from taskforged.engine.model import ActivitySpec, FanOutSpec, Json, WorkflowModel
@@ -27,9 +27,9 @@ from taskforged.store.runs import RunRow
 __all__ = [
     "event_to_proto",
     "history_to_proto",
+    "micros",
     "problem_to_proto",
     "run_to_proto",
-    "micros",
     "seconds",
     "secret_to_proto",
     "stamp",

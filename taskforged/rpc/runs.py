@@ -11,7 +11,11 @@ from taskforge.v1 import run_service_pb2_grpc as grpc_base
 
 from taskforged.control.access import Access
 from taskforged.control.paging import decode_token, encode_token, page_size
-from taskforged.control.runs import RerunRequest, Runs, StartRequest
+from taskforged.control.repeats import Repeats, RerunRequest
+from taskforged.control.runs import Runs, StartRequest
+from taskforged.control.steering import Steering
+from taskforged.control.verifying import Verifier
+from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import InvalidArgumentError, Violation
 from taskforged.rpc import convert
@@ -24,8 +28,22 @@ __all__ = ["RunServicer"]
 class RunServicer(grpc_base.RunServiceServicer):
     """Check, call control, convert."""
 
-    def __init__(self, runs: Runs, workflows: Workflows, access: Access) -> None:
+    def __init__(
+        self,
+        *,
+        views: RunViews,
+        runs: Runs,
+        steering: Steering,
+        repeats: Repeats,
+        verifier: Verifier,
+        workflows: Workflows,
+        access: Access,
+    ) -> None:
+        self._views = views
         self._runs = runs
+        self._steering = steering
+        self._repeats = repeats
+        self._verifier = verifier
         self._workflows = workflows
         self._access = access
 
@@ -40,13 +58,13 @@ class RunServicer(grpc_base.RunServiceServicer):
         return pb.BatchStartRunsResponse(run_ids=await self._runs.start_batch(caller(), wanted))
 
     async def GetRun(self, request: pb.GetRunRequest, _: Any) -> pb.GetRunResponse:
-        view = await self._runs.get(caller(), request.run_id)
+        view = await self._views.get(caller(), request.run_id)
         return pb.GetRunResponse(run=convert.run_to_proto(view))
 
     async def ListRuns(self, request: pb.ListRunsRequest, _: Any) -> pb.ListRunsResponse:
         wanted, filters = await self._filter(request)
         size = page_size(request.page_size)
-        found = await self._runs.page(wanted, size + 1)
+        found = await self._views.page(wanted, size + 1)
         page = found[:size]
         last = page[-1].row if page else None
         more = encode_token(last.no, filters) if last is not None and len(found) > size else ""
@@ -55,43 +73,43 @@ class RunServicer(grpc_base.RunServiceServicer):
     async def _filter(self, request: pb.ListRunsRequest) -> tuple[RunFilter, list[Any]]:
         namespace_no = self._access.enter(caller(), request.namespace)
         workflow_no = self._workflows.get(namespace_no, request.workflow).no if request.workflow else None
-        event_no = await self._runs.event_no(caller(), request.event_id) if request.event_id else None
+        event_no = await self._views.event_no(caller(), request.event_id) if request.event_id else None
         states = sorted({run_pb2.Run.State.Name(one).removeprefix("STATE_") for one in request.states if one})
         filters = ["runs", namespace_no, workflow_no, event_no, states]
         before = decode_token(request.page_token, filters, 0)
         return RunFilter(namespace_no, workflow_no, states, event_no, before), filters
 
     async def CancelRun(self, request: pb.CancelRunRequest, _: Any) -> pb.CancelRunResponse:
-        view = await self._runs.cancel(caller(), request.run_id, request.reason)
+        view = await self._steering.cancel(caller(), request.run_id, request.reason)
         return pb.CancelRunResponse(run=convert.run_to_proto(view))
 
     async def PauseRun(self, request: pb.PauseRunRequest, _: Any) -> pb.PauseRunResponse:
-        view = await self._runs.pause(caller(), request.run_id, request.reason)
+        view = await self._steering.pause(caller(), request.run_id, request.reason)
         return pb.PauseRunResponse(run=convert.run_to_proto(view, steps=False))
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, _: Any) -> pb.ResumeRunResponse:
-        view = await self._runs.resume(caller(), request.run_id, request.reason)
+        view = await self._steering.resume(caller(), request.run_id, request.reason)
         return pb.ResumeRunResponse(run=convert.run_to_proto(view, steps=False))
 
     async def RetryRun(self, request: pb.RetryRunRequest, _: Any) -> pb.RetryRunResponse:
-        view = await self._runs.retry(caller(), request.run_id, request.request_id)
+        view = await self._repeats.retry(caller(), request.run_id, request.request_id)
         return pb.RetryRunResponse(run=convert.run_to_proto(view, steps=False))
 
     async def RerunRun(self, request: pb.RerunRunRequest, _: Any) -> pb.RerunRunResponse:
         wanted = RerunRequest(
             request.run_id, request.from_step, request.version, request.newest_version, request.request_id
         )
-        view = await self._runs.rerun(caller(), wanted)
+        view = await self._repeats.rerun(caller(), wanted)
         return pb.RerunRunResponse(run=convert.run_to_proto(view, steps=False))
 
     async def SignalRun(self, request: pb.SignalRunRequest, _: Any) -> pb.SignalRunResponse:
-        view, step = await self._runs.signal(
+        view, step = await self._steering.signal(
             caller(), request.run_id, request.signal, request.payload_json, request.request_id
         )
         return pb.SignalRunResponse(run=convert.run_to_proto(view, steps=False), step=step)
 
     async def ApproveRun(self, request: pb.ApproveRunRequest, _: Any) -> pb.ApproveRunResponse:
-        view = await self._runs.answer(
+        view = await self._steering.answer(
             caller(),
             request.run_id,
             request.step,
@@ -102,7 +120,7 @@ class RunServicer(grpc_base.RunServiceServicer):
         return pb.ApproveRunResponse(run=convert.run_to_proto(view, steps=False))
 
     async def RejectRun(self, request: pb.RejectRunRequest, _: Any) -> pb.RejectRunResponse:
-        view = await self._runs.answer(
+        view = await self._steering.answer(
             caller(), request.run_id, request.step, approved=False, comment=request.comment
         )
         return pb.RejectRunResponse(run=convert.run_to_proto(view, steps=False))
@@ -112,7 +130,7 @@ class RunServicer(grpc_base.RunServiceServicer):
         if outcome is None:
             message = "is required: succeeded, failed or retry"
             raise InvalidArgumentError(f"outcome {message}", violations=[Violation("outcome", message)])
-        view = await self._runs.resolve(
+        view = await self._steering.resolve(
             caller(),
             request.run_id,
             request.step,
@@ -127,7 +145,7 @@ class RunServicer(grpc_base.RunServiceServicer):
         size = page_size(request.page_size)
         filters = ["steps", request.run_id, request.key_prefix, states]
         offset = decode_token(request.page_token, filters, 0)
-        view = await self._runs.get(caller(), request.run_id)
+        view = await self._views.get(caller(), request.run_id)
         run = view.run
         assert run is not None
         keys = [
@@ -142,21 +160,21 @@ class RunServicer(grpc_base.RunServiceServicer):
     async def GetRunHistory(self, request: pb.GetRunHistoryRequest, _: Any) -> pb.GetRunHistoryResponse:
         size, filters = page_size(request.page_size), ["history", request.run_id]
         after = decode_token(request.page_token, filters, 0)
-        found = await self._runs.history(caller(), request.run_id, after=after, limit=size + 1)
+        found = await self._views.history(caller(), request.run_id, after=after, limit=size + 1)
         page = found[:size]
         more = encode_token(page[-1][0].event.sequence, filters) if len(found) > size else ""
         events = [convert.history_to_proto(one) for one in page]
         return pb.GetRunHistoryResponse(events=events, next_page_token=more)
 
     async def WatchRun(self, request: pb.WatchRunRequest, _: Any) -> AsyncIterator[pb.WatchRunResponse]:
-        async for portion in self._runs.watch(caller(), request.run_id, request.after_sequence):
+        async for portion in self._views.watch(caller(), request.run_id, request.after_sequence):
             yield pb.WatchRunResponse(
                 events=[convert.history_to_proto(one) for one in portion.events],
                 run=convert.run_to_proto(portion.view, steps=False),
             )
 
     async def VerifyRun(self, request: pb.VerifyRunRequest, _: Any) -> pb.VerifyRunResponse:
-        verdict = await self._runs.verify(caller(), request.run_id)
+        verdict = await self._verifier.verify(caller(), request.run_id)
         return pb.VerifyRunResponse(
             intact=not verdict.faults,
             events=verdict.events,

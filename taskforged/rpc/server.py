@@ -28,9 +28,13 @@ from taskforge.v1 import (
 
 from taskforged.control.access import Access
 from taskforged.control.events import Events
+from taskforged.control.repeats import Repeats
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
+from taskforged.control.steering import Steering
 from taskforged.control.system import System
+from taskforged.control.verifying import Verifier
+from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError
 from taskforged.rpc.access import SecretServicer, TokenServicer
@@ -75,7 +79,11 @@ class Controls:
 
     access: Access
     workflows: Workflows
+    views: RunViews
     runs: Runs
+    steering: Steering
+    repeats: Repeats
+    verifier: Verifier
     events: Events
     secrets: Secrets
     system: System
@@ -95,7 +103,16 @@ class RpcServer:
         workflow_service_pb2_grpc.add_WorkflowServiceServicer_to_server(
             WorkflowServicer(c.workflows, c.access), self._server
         )
-        run_service_pb2_grpc.add_RunServiceServicer_to_server(RunServicer(c.runs, c.workflows, c.access), self._server)
+        runs = RunServicer(
+            views=c.views,
+            runs=c.runs,
+            steering=c.steering,
+            repeats=c.repeats,
+            verifier=c.verifier,
+            workflows=c.workflows,
+            access=c.access,
+        )
+        run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, self._server)
         event_service_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(c.events, c.access), self._server)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
