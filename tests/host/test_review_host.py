@@ -123,7 +123,9 @@ async def test_a_result_that_arrives_while_its_run_is_written_survives_the_drain
     (no,) = await host.run(both)
     entry = host.runner._entries[no]
     gates["a"].set()
-    await until(lambda: entry.committing)
+    async with asyncio.timeout(10):
+        while not entry.committing:
+            await asyncio.sleep(0)
     gates["b"].set()
     drain = asyncio.ensure_future(host.stop(5.0))
     await drain
@@ -134,7 +136,6 @@ async def test_a_result_that_arrives_while_its_run_is_written_survives_the_drain
 
 async def test_an_attempt_whose_start_is_being_written_gets_its_grace(make):  # noqa: F811
     host = await make()
-    await until(lambda: not host.runner.dispatcher._more_on_disk)  # then a free slot is taken at once
     started = asyncio.ensure_future(host.run(ONE))
     await asyncio.sleep(0)
     assert host.runner.dispatcher.running == 1

@@ -6,13 +6,14 @@ from collections import Counter
 import pytest
 
 from taskforged.clock import Clock, new_id
-from taskforged.engine.events import AdmitRun, CancelRun, CreateRun
+from taskforged.engine.events import CancelRun, CreateRun
 from taskforged.engine.model import ActivitySpec, Block, RetryPolicy, SleepSpec, Step, TransformSpec, WorkflowModel
 from taskforged.engine.states import RunState
 from taskforged.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from taskforged.host import dispatcher as dispatcher_module
 from taskforged.host import runner as runner_module
 from taskforged.host.feed import Feed
+from taskforged.host.limits import Limits
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
 from taskforged.steps.base import Failed, Succeeded
@@ -64,6 +65,16 @@ ONE = WorkflowModel("one", Block((activity("a"),)))
 THREE = WorkflowModel("three", Block((activity("a"), activity("b", after=(0,)), activity("c", after=(1,)))))
 
 
+class NoLogs:
+    """For attempts that say nothing."""
+
+    def logger(self, run_no, step_key, attempt):
+        return lambda stream, text: None
+
+    def has_lines(self, run_no, step_key, attempt):
+        return False
+
+
 class Host:
     """A runner with what it needs; `crash` leaves it as a SIGKILL would, and starts another on the same file."""
 
@@ -76,7 +87,7 @@ class Host:
         self.epoch += 1
         self.store = Store(self.path)
         await self.store.start()
-        self.feed, self.clock = Feed(), Clock()
+        self.feed, self.clock, self.limits = Feed(), Clock(), Limits()
         self.runner = Runner(
             store=self.store,
             clock=self.clock,
@@ -84,6 +95,8 @@ class Host:
             models=self,
             executors={"work": self.work},
             secret=None,
+            logs=NoLogs(),
+            limits=self.limits,
             pool_size=self.pool_size,
         )
         self.timers = Timers(store=self.store, clock=self.clock, runner=self.runner)
@@ -94,13 +107,13 @@ class Host:
     async def model(self, workflow_no, version):
         return self.models[workflow_no]
 
-    async def run(self, model, count=1):
+    async def run(self, model, count=1, **create):
         self.models[1] = model
         prepared = [
             self.runner.prepare(
                 model,
                 NewRun(1, 1),
-                (CreateRun(new_id("run", self.clock.now()), "default", model.name, 1, {}), AdmitRun()),
+                CreateRun(new_id("run", self.clock.now()), "default", model.name, 1, {}, **create),
             )
             for _ in range(count)
         ]
