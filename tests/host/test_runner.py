@@ -82,12 +82,13 @@ class Host:
         self.path, self.pool_size, self.epoch = path, pool_size, 0
         self.work = Work()
         self.models = {}
+        self.limits = Limits()  # as after a start, when they have been read from the store
 
     async def start(self):
         self.epoch += 1
         self.store = Store(self.path)
         await self.store.start()
-        self.feed, self.clock, self.limits = Feed(), Clock(), Limits()
+        self.feed, self.clock = Feed(), Clock()
         self.runner = Runner(
             store=self.store,
             clock=self.clock,
