@@ -65,7 +65,7 @@ SLEEP_S_MAX = 366 * 86_400
 """A sleep of more than a year is taken for a mistake in the unit."""
 
 PORTION = 500
-"""Items that one call starts; the next ones follow in a call of their own, so that no fan-out stops the world."""
+"""Items that one fact starts; the next ones follow in a call of their own, so that no fan-out stops the world."""
 
 SECOND = 1_000_000
 _ITEM_ERRORS_MAX = 20
@@ -112,8 +112,14 @@ class Advancer:
         self.commands: list[Command] = []
         self.touched: set[str] = set()
         self._scope = RunScope(model, run)
-        self._portion = PORTION
+        self._portion = 0  # items that may still be started
         self._changed: dict[str, set[int]] = {}  # items, by fan-out, in which something has happened
+        self.everything = False
+
+    def begin(self, portion: int) -> None:
+        """Begin with a fact. Nothing is kept from the one before: how a host batches facts must decide nothing."""
+        self._portion = portion
+        self._changed.clear()
         self.everything = False
 
     # --- what follows ------------------------------------------------------------------------------------------------
@@ -152,7 +158,7 @@ class Advancer:
         run = self.run
         if run.compensating is None:
             done = [key for key, known in run.steps.items() if self._can_be_undone(key, known)]
-            done.sort(key=lambda key: run.steps[key].ended_at)  # stable: what ended together stays in its order
+            done.sort(key=lambda key: run.steps[key].ended_by)
             if done:
                 self.record(Kind.RUN_COMPENSATING, {"steps": done[::-1]})
         for key in run.compensating or ():
@@ -164,7 +170,10 @@ class Advancer:
         return True
 
     def _can_be_undone(self, key: str, known: StepRun) -> bool:
-        return known.state is StepState.SUCCEEDED and self.step_of(key).compensate is not None
+        """Whether a main step is to be undone; what handles the failure is not."""
+        if known.state is not StepState.SUCCEEDED or self.step_of(key).compensate is None:
+            return False
+        return self.model.phases[definition_id(key)] == "main"
 
     def _advance_cancelled(self) -> None:
         run = self.run
@@ -455,7 +464,12 @@ class Advancer:
         if progress.verdict is _Verdict.FAILED:
             self._fail_around(key, spec.block, progress.failed)
         elif progress.verdict is _Verdict.DONE:
-            self.record(Kind.STEP_SUCCEEDED, self._group_output(key, spec), key)
+            try:
+                body = self._group_output(key, spec)
+            except ExpressionError as error:
+                self.record(Kind.STEP_FAILED, {"error": expression_error(error)}, key)
+                return
+            self.record(Kind.STEP_SUCCEEDED, body, key)
 
     def _group_output(self, key: str, spec: GroupSpec) -> dict[str, Json]:
         if spec.output is None:

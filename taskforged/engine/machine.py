@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from taskforged.engine.advance import SECOND, SLEEP_S_MAX, Advancer, expression_error
+from taskforged.engine.advance import PORTION, SECOND, SLEEP_S_MAX, Advancer, expression_error
 from taskforged.engine.events import (
     FACT_KINDS,
     AdmitRun,
@@ -62,7 +62,7 @@ from taskforged.engine.run import Run, StepRun
 from taskforged.engine.scope import RunScope
 from taskforged.engine.states import Kind, RunState, StepState
 
-__all__ = ["LOST_MAX", "SIGNALS_MAX", "Outcome", "apply", "replay"]
+__all__ = ["LOST_MAX", "PORTION", "SIGNALS_MAX", "Outcome", "apply", "replay"]
 
 LOST_MAX = 10
 """How often one step may be cut by a crash before it is given up: it is then likely what crashes the daemon."""
@@ -134,6 +134,7 @@ class _Machine(Advancer):
 
     def take(self, fact: Fact) -> None:
         kind = type(fact)
+        self.begin(PORTION)
         _FACTS[kind](self, fact)
         if kind not in _INERT:
             self.advance()
@@ -156,7 +157,8 @@ class _Machine(Advancer):
     def cancel(self, fact: CancelRun) -> None:
         is_parked = self.run.state is RunState.PAUSED
         self.record(Kind.RUN_CANCEL_REQUESTED, fact_body(fact))
-        self.stop_steps(is_parked=is_parked)
+        if not self.run.cancelling:  # else the steps of on_cancel are at work, and have their grace
+            self.stop_steps(is_parked=is_parked)
 
     def pause(self, fact: PauseRun) -> None:
         run = self.run
@@ -272,10 +274,10 @@ class _Machine(Advancer):
             raise IllegalEventError(f"no step waits for the sub-workflow of command {fact.command}")
         self.record(Kind.STEP_CHILD_ENDED, fact_body(fact), key)
         self.mark(key)
-        if self.stopping(key):
-            self.record(Kind.STEP_CANCELLED, {}, key)
-        elif fact.state == RunState.SUCCEEDED:
+        if fact.state == RunState.SUCCEEDED:  # also while it is being stopped, as an attempt that was faster
             self.record(Kind.STEP_SUCCEEDED, {}, key)
+        elif self.stopping(key):
+            self.record(Kind.STEP_CANCELLED, {}, key)
         else:
             self.record(Kind.STEP_FAILED, {"error": _child_error(run.steps[key], fact)}, key)
 
@@ -324,8 +326,6 @@ class _Machine(Advancer):
         if len(self.run.signals.get(fact.signal, ())) >= SIGNALS_MAX:
             raise IllegalEventError(f"{SIGNALS_MAX} signals {fact.signal!r} wait to be taken already")
         self.record(Kind.RUN_SIGNALLED, fact_body(fact))
-        if self.run.cancel_requested:
-            return
         for key, step in self.run.steps.items():
             if step.state is StepState.WAITING and step.input and step.input.get("signal") == fact.signal:
                 self.take_signal(key, fact.signal)

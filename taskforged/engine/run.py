@@ -59,6 +59,7 @@ class StepRun:
         case: index of the chosen case of a switch; -1 for none.
         started_at: when it was reached.
         ended_at: when it became terminal; 0 before.
+        ended_by: sequence of the entry by which it did: what ended in one commit has an order, too.
         wake_at: when its timer is due; 0 for none.
         child: run id of its sub-workflow.
         pinned: its output was taken over from an earlier run.
@@ -77,6 +78,7 @@ class StepRun:
     case: int = -1
     started_at: int = 0
     ended_at: int = 0
+    ended_by: int = 0
     wake_at: int = 0
     child: str = ""
     pinned: bool = False
@@ -225,6 +227,7 @@ def _evolve_step(run: Run, event: HistoryEvent) -> None:
 
 def _close_step(run: Run, step: StepRun, event: HistoryEvent) -> None:
     step.ended_at = event.at
+    step.ended_by = event.sequence
     run.commands.pop(step.command, None)
     run.timers.pop(step.timer, None)
     run.fans.pop(event.step, None)
@@ -241,7 +244,8 @@ def _count_item(run: Run, key: str, *, is_new: bool, after: StepState, is_over: 
 
 def _mark_skipped(run: Run, event: HistoryEvent) -> None:
     for key in event.body.get("skipped", ()):
-        run.steps[key] = StepRun(state=StepState.SKIPPED, started_at=event.at, ended_at=event.at)
+        skipped = StepRun(state=StepState.SKIPPED, started_at=event.at, ended_at=event.at, ended_by=event.sequence)
+        run.steps[key] = skipped
 
 
 # --- what each kind changes besides the state ------------------------------------------------------------------------

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from taskforged.engine.events import (
     AdmitRun,
+    ApproveStep,
     AttemptCancelled,
     AttemptCompleted,
     AttemptFailed,
     AttemptLost,
     AttemptStarted,
     CancelRun,
+    ChildEnded,
     Command,
     Fact,
     HistoryEvent,
     IllegalEventError,
+    PauseRun,
+    RejectStep,
+    ResolveStep,
+    ResumeRun,
+    SignalRun,
     TimerFired,
 )
 from taskforged.engine.machine import apply
@@ -26,6 +35,8 @@ from taskforged.testing.invariants import Checker
 __all__ = ["Driver"]
 
 _SECOND = 1_000_000
+_STEPS_TO_REPLAY = 100
+"""Beyond this a replay from the beginning after every call would be slow; `Driver.replay` does it once."""
 
 
 class Driver:
@@ -37,18 +48,20 @@ class Driver:
         now: microseconds; advance it with `wait`.
     """
 
-    def __init__(self, model: WorkflowModel, *, data: Json = None, event: Json = None, now: int = _SECOND) -> None:
+    def __init__(
+        self, model: WorkflowModel, *, data: Json = None, event: Json = None, now: int = _SECOND, **others: Any
+    ) -> None:
         self.run = Run(event=event)
         self.commands: list[Command] = []
         self.now = now
         self._model = model
         self._checker = Checker(model, event=event)
-        self.take(create_run(data=data))
+        self.take(create_run(data=data, **others))
 
     @classmethod
-    def started(cls, model: WorkflowModel, *, data: Json = None, event: Json = None) -> Driver:
-        """Answer a driver whose run has been admitted."""
-        driver = cls(model, data=data, event=event)
+    def started(cls, model: WorkflowModel, *, data: Json = None, event: Json = None, **others: Any) -> Driver:
+        """Answer a driver whose run has been admitted; `others` are fields of `CreateRun`."""
+        driver = cls(model, data=data, event=event, **others)
         driver.take(AdmitRun())
         return driver
 
@@ -63,7 +76,8 @@ class Driver:
             self._checker.unchanged(before)
             raise
         self._checker.commit(before, facts, outcome, self.now)
-        self._checker.end(apply)
+        if len(outcome.run.steps) <= _STEPS_TO_REPLAY:
+            self._checker.end(apply)
         self.run, self.commands = outcome.run, outcome.commands
 
     def refuses(self, *facts: Fact) -> bool:
@@ -85,11 +99,17 @@ class Driver:
         self.take(AttemptCompleted(self._running(step), output))
 
     def fail(
-        self, step: str, *, code: str = "http_503", retryable: bool = True, retry_after_s: float | None = None
+        self,
+        step: str,
+        *,
+        code: str = "http_503",
+        retryable: bool = True,
+        retry_after_s: float | None = None,
+        is_unknown: bool = False,
     ) -> None:
         """Let an attempt fail; starts it first where necessary."""
         error = {"code": code, "message": f"{step} has failed"}
-        self.take(AttemptFailed(self._running(step), error, retryable, retry_after_s))
+        self.take(AttemptFailed(self._running(step), error, retryable, retry_after_s, is_unknown))
 
     def lose(self, step: str) -> None:
         """Let an attempt be cut by a crash; starts it first where necessary."""
@@ -102,12 +122,44 @@ class Driver:
     def fire(self, step: str = "") -> None:
         """Let time pass until the timer of a step is due, or that of the run; fire it."""
         seq = next(seq for seq, key in self.run.timers.items() if key == step)
-        self.now = max(self.now, self._checker.timers[seq])
+        self.now = max(self.now, self._checker.books.timers[seq])
         self.take(TimerFired(seq))
 
     def cancel(self) -> None:
         """Ask the run to stop."""
         self.take(CancelRun(reason="enough", by="tester"))
+
+    def pause(self) -> None:
+        """Ask that nothing new is started."""
+        self.take(PauseRun(reason="lunch", by="tester"))
+
+    def resume(self) -> None:
+        """Ask the run to go on."""
+        self.take(ResumeRun(by="tester"))
+
+    def signal(self, name: str = "go", payload: Json = None, *, by: str = "tester") -> None:
+        """Send a signal."""
+        self.take(SignalRun(name, payload, by))
+
+    def approve(self, step: str, payload: Json = None, *, by: str = "tester", comment: str = "") -> None:
+        """Approve what a step asks for."""
+        self.take(ApproveStep(step, by, payload, comment))
+
+    def reject(self, step: str, *, by: str = "tester", comment: str = "") -> None:
+        """Reject what a step asks for."""
+        self.take(RejectStep(step, by, comment))
+
+    def resolve(self, step: str, outcome: str, output: Json = None, *, comment: str = "") -> None:
+        """Say what became of an attempt whose effect is unknown."""
+        self.take(ResolveStep(step, outcome, "tester", output, comment))
+
+    def end_child(self, step: str, state: str = "SUCCEEDED", output: Json = None, error: Json = None) -> None:
+        """Let the sub-workflow of a step end, or say with an empty state that it could not be started."""
+        self.take(ChildEnded(self.step(step).command, state, output, error))
+
+    def replay(self) -> None:
+        """Check that the whole history, fed to the engine again, gives the same."""
+        self._checker.end(apply)
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""

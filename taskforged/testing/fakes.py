@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from taskforged.engine.model import ExpressionError, Json, Scope
 from taskforged.engine.states import StepState
 
-__all__ = ["Constant", "Failing", "Lambda", "Path", "StateIs"]
+__all__ = ["Constant", "Failing", "IndexBelow", "Lambda", "Path", "StateIs", "Status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +73,25 @@ class Failing:
     def evaluate(self, _: Scope, /) -> Json:
         """Raise `ExpressionError`."""
         raise ExpressionError("1 / 0", "fake", self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `always()`, `success()` or `failure()` answers in the condition of a step; `name` is one of these words."""
+
+    name: str
+
+    def evaluate(self, scope: Scope) -> Json:
+        """Answer true or false."""
+        return scope.resolve(f"{self.name}__")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexBelow:
+    """Whether the item at hand is one of the first ones of its fan-out."""
+
+    limit: int
+
+    def evaluate(self, scope: Scope) -> Json:
+        """Answer true or false."""
+        return scope.resolve("index") < self.limit

@@ -14,13 +14,16 @@ from taskforged.engine.events import (
     AttemptLost,
     AttemptStarted,
     CancelRun,
+    ChildEnded,
     Fact,
+    PauseRun,
     TimerFired,
 )
 from taskforged.engine.run import Run
 from taskforged.engine.states import RunState, StepState
 from taskforged.testing.factory import create_run
 from taskforged.testing.generator import random_model
+from taskforged.testing.people import People
 
 __all__ = ["facts_for", "models"]
 
@@ -43,6 +46,7 @@ def reports(seq: int) -> list[Fact]:
         AttemptFailed(seq, BUSY, retryable=True),
         AttemptFailed(seq, BUSY, retryable=True, retry_after_s=2.5),
         AttemptFailed(seq, BOOM, retryable=False),
+        AttemptFailed(seq, BUSY, retryable=True, is_unknown=True),
         AttemptLost(seq, "crash"),
         AttemptCancelled(seq),
     ]
@@ -50,16 +54,19 @@ def reports(seq: int) -> list[Fact]:
 
 def plausible(run: Run) -> list[Fact]:
     if run.state is RunState.NEW:
-        return [create_run()]
+        return [create_run(pins={"child": 7}), create_run(run_at=2_000_000)]
     if run.state is RunState.PENDING:
         return [AdmitRun()]
     found: list[Fact] = [TimerFired(seq) for seq in run.timers]
     for seq, key in run.commands.items():
-        if run.steps[key].state is StepState.QUEUED:
-            found.append(AttemptStarted(seq, 1))
-        else:
-            found += reports(seq)
-    return found
+        match run.steps[key].state:
+            case StepState.QUEUED:
+                found.append(AttemptStarted(seq, 1))
+            case StepState.WAITING:
+                found += [ChildEnded(seq, "SUCCEEDED", 1), ChildEnded(seq, "FAILED", None, BOOM), ChildEnded(seq, "")]
+            case _:
+                found += reports(seq)
+    return found + People(Random(run.sequence)).awaited(run)
 
 
 def facts_for(run: Run) -> st.SearchStrategy:
@@ -73,4 +80,5 @@ def _pick(run: Run, oddity: int, number: int, index: int) -> Fact:
     found = [] if oddity == 7 else plausible(run)
     if not found:
         found = [*reports(number), AttemptStarted(number, 2), TimerFired(number), CancelRun(), AdmitRun(), create_run()]
+        found += [ChildEnded(number, "DEAD"), PauseRun(), *People(Random(number)).anything(run)]
     return found[index % len(found)]
