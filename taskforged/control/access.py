@@ -119,10 +119,22 @@ class Access:
             record = TokenRecord(row[0], row[1], row[2], Role(row[3]), *row[4:])
             self._tokens[record.id] = record
         for no, name in await self._store.rows("namespaces"):
-            self._namespaces[name] = no
-            self._names[no] = name
+            if "~" in name:  # deleted, but revoked tokens still refer to it
+                self._names[no] = name
+            else:
+                self.know_namespace(no, name)
 
     # --- namespaces --------------------------------------------------------------------------------------------------
+
+    def know_namespace(self, no: int, name: str) -> None:
+        """A namespace exists from now on. Idempotent."""
+        self._namespaces[name] = no
+        self._names[no] = name
+
+    def forget_namespace(self, no: int, name: str) -> None:
+        """A namespace was deleted: nobody enters it any more, and what still refers to it shows `name`."""
+        self._namespaces.pop(self._names[no], None)
+        self._names[no] = name
 
     def namespace_no(self, name: str) -> int | None:
         """Answer the number of a namespace, or None."""
