@@ -7,9 +7,21 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from taskforge.v1 import event_pb2, run_pb2, secret_pb2, token_pb2, workflow_pb2
+from taskforge.v1 import (
+    dead_letter_pb2,
+    event_pb2,
+    namespace_pb2,
+    queue_pb2,
+    run_pb2,
+    secret_pb2,
+    token_pb2,
+    workflow_pb2,
+)
 
 from taskforged.control.access import Access, TokenRecord
+from taskforged.control.dead_letters import DeadLetterRow
+from taskforged.control.namespaces import NamespaceView
+from taskforged.control.queues import QueueView
 from taskforged.control.secrets import SecretRecord
 from taskforged.control.views import RunView
 from taskforged.control.workflows import LiveWorkflow, VersionRecord
@@ -25,10 +37,13 @@ from taskforged.store.events import EventRow
 from taskforged.store.runs import RunRow
 
 __all__ = [
+    "dead_letter_to_proto",
     "event_to_proto",
     "history_to_proto",
     "micros",
+    "namespace_to_proto",
     "problem_to_proto",
+    "queue_to_proto",
     "run_to_proto",
     "seconds",
     "secret_to_proto",
@@ -331,4 +346,56 @@ def secret_to_proto(secret: SecretRecord, namespace: str) -> secret_pb2.Secret:
         version=secret.version,
         create_time=stamp(secret.created_at),
         update_time=stamp(secret.updated_at),
+    )
+
+
+def dead_letter_to_proto(row: DeadLetterRow, access: Access) -> dead_letter_pb2.DeadLetter:
+    """Answer a dead letter."""
+    return dead_letter_pb2.DeadLetter(
+        run_id=row.run_id,
+        namespace=access.namespace_name(row.namespace_no),
+        workflow=row.workflow,
+        version=row.version,
+        state=dead_letter_pb2.DeadLetter.State.Value(f"STATE_{row.state}"),
+        error=_error(load_stored(row.error)),
+        attempts=row.attempts,
+        create_time=stamp(row.created_at),
+        settle_time=stamp(row.settled_at),
+        settled_by=row.settled_by,
+        reason=row.reason,
+        retry_run_id=row.retry_run_id,
+    )
+
+
+def namespace_to_proto(view: NamespaceView) -> namespace_pb2.Namespace:
+    """Answer a namespace."""
+    record = view.record
+    return namespace_pb2.Namespace(
+        name=record.name,
+        labels=record.labels,
+        weight=record.weight,
+        running_steps_max=record.running_steps,
+        running_runs_max=record.running_runs,
+        pending_runs_max=record.pending_runs,
+        requests_per_second=record.requests_per_s,
+        running_steps=view.running_steps,
+        running_runs=view.running_runs,
+        pending_runs=view.pending_runs,
+        create_time=stamp(record.created_at),
+    )
+
+
+def queue_to_proto(view: QueueView, access: Access) -> queue_pb2.Queue:
+    """Answer a queue."""
+    record = view.record
+    return queue_pb2.Queue(
+        namespace=access.namespace_name(record.namespace_no),
+        name=record.name,
+        priority=record.priority,
+        running_steps_max=record.running_steps,
+        paused=record.paused,
+        waiting=view.waiting,
+        running=view.running,
+        create_time=stamp(record.created_at),
+        update_time=stamp(record.updated_at),
     )

@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import Message
 
 from taskforged.control.access import GRANTS, Access, Principal, Role
+from taskforged.control.namespaces import RequestLimits
 from taskforged.errors import (
     InternalError,
     PermissionDeniedError,
@@ -40,6 +41,7 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}WorkflowService/ListWorkflowVersions": Role.VIEWER,
     f"{_V1}WorkflowService/SetWorkflowActive": Role.OPERATOR,
     f"{_V1}WorkflowService/DeleteWorkflow": Role.OPERATOR,
+    f"{_V1}WorkflowService/GetWorkflowGraph": Role.VIEWER,
     f"{_V1}RunService/StartRun": Role.TRIGGER,
     f"{_V1}RunService/BatchStartRuns": Role.TRIGGER,
     f"{_V1}RunService/GetRun": Role.VIEWER,
@@ -48,8 +50,32 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}RunService/GetRunHistory": Role.VIEWER,
     f"{_V1}RunService/WatchRun": Role.VIEWER,
     f"{_V1}RunService/VerifyRun": Role.VIEWER,
+    f"{_V1}RunService/PauseRun": Role.OPERATOR,
+    f"{_V1}RunService/ResumeRun": Role.OPERATOR,
+    f"{_V1}RunService/RetryRun": Role.OPERATOR,
+    f"{_V1}RunService/RerunRun": Role.OPERATOR,
+    f"{_V1}RunService/SignalRun": Role.TRIGGER,
+    f"{_V1}RunService/ApproveRun": Role.OPERATOR,
+    f"{_V1}RunService/RejectRun": Role.OPERATOR,
+    f"{_V1}RunService/ResolveRun": Role.OPERATOR,
+    f"{_V1}RunService/ExplainRun": Role.VIEWER,
+    f"{_V1}RunService/ListRunSteps": Role.VIEWER,
+    f"{_V1}RunService/GetRunLogs": Role.VIEWER,
+    f"{_V1}RunService/WatchRunLogs": Role.VIEWER,
+    f"{_V1}DeadLetterService/ListDeadLetters": Role.VIEWER,
+    f"{_V1}DeadLetterService/GetDeadLetter": Role.VIEWER,
+    f"{_V1}DeadLetterService/RetryDeadLetters": Role.OPERATOR,
+    f"{_V1}DeadLetterService/DiscardDeadLetters": Role.OPERATOR,
     f"{_V1}EventService/GetEvent": Role.VIEWER,
     f"{_V1}EventService/ListEvents": Role.VIEWER,
+    f"{_V1}QueueService/SetQueue": Role.OPERATOR,
+    f"{_V1}QueueService/GetQueue": Role.VIEWER,
+    f"{_V1}QueueService/ListQueues": Role.VIEWER,
+    f"{_V1}QueueService/DeleteQueue": Role.OPERATOR,
+    f"{_V1}NamespaceService/SetNamespace": Role.ADMIN,
+    f"{_V1}NamespaceService/GetNamespace": Role.VIEWER,
+    f"{_V1}NamespaceService/ListNamespaces": Role.VIEWER,
+    f"{_V1}NamespaceService/DeleteNamespace": Role.ADMIN,
     f"{_V1}TokenService/CreateToken": Role.ADMIN,
     f"{_V1}TokenService/ListTokens": Role.ADMIN,
     f"{_V1}TokenService/RevokeToken": Role.ADMIN,
@@ -72,6 +98,10 @@ WHOLE = frozenset(
         "WorkflowService/ApplyWorkflow",
         "WorkflowService/SetWorkflowActive",
         "WorkflowService/DeleteWorkflow",
+        "QueueService/SetQueue",
+        "QueueService/DeleteQueue",
+        "NamespaceService/SetNamespace",
+        "NamespaceService/DeleteNamespace",
         "TokenService/CreateToken",
         "TokenService/RevokeToken",
         "SecretService/SetSecret",
@@ -80,6 +110,9 @@ WHOLE = frozenset(
 )
 """Mutations that change memory after their commit. A caller that goes away between the two must not leave, say, a
 revoked token alive, so they run to their end in a task of their own. Runs are created and steered safely without."""
+
+_UNCOUNTED = tuple(f"{_V1}{name}/" for name in ("SystemService", "TokenService", "NamespaceService", "QueueService"))
+"""Services with which whoever keeps all namespaces mends one, however many requests it makes."""
 
 _caller: ContextVar[Principal] = ContextVar("caller")
 
@@ -95,8 +128,9 @@ def caller() -> Principal:
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in its stubs
     """The one interceptor. Wrapped handlers are made once per method."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, requests: RequestLimits) -> None:
         self._access = access
+        self._requests = requests
         self._wrapped: dict[str, Handler] = {}
         self.draining = False
 
@@ -129,7 +163,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
     def _unary(self, method: str, inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
         async def call(request: Message, context: Any) -> Message:
             try:
-                self._admit(method, context)
+                principal = self._admit(method, context)
+                if not self._requests.is_empty:
+                    self._count(method, principal, request)
                 if method in WHOLE:
                     return await asyncio.shield(asyncio.ensure_future(inner(request, context)))
                 return await inner(request, context)
@@ -173,6 +209,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             )
         _caller.set(principal)
         return principal
+
+    def _count(self, method: str, principal: Principal, request: Message) -> None:
+        """Count a call for the namespace that its token is confined to, or else that it names."""
+        namespace_no = principal.namespace_no
+        if namespace_no is None and not method.startswith(_UNCOUNTED):
+            name = getattr(request, "namespace", None)
+            namespace_no = None if name is None else self._access.namespace_no(name or "default")
+        if namespace_no is not None:
+            self._requests.take(namespace_no)
 
 
 def _credential(context: Any) -> str:

@@ -12,8 +12,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from taskforge.v1 import (
+    dead_letter_service_pb2,
+    dead_letter_service_pb2_grpc,
     event_service_pb2,
     event_service_pb2_grpc,
+    namespace_service_pb2,
+    namespace_service_pb2_grpc,
+    queue_service_pb2,
+    queue_service_pb2_grpc,
     run_service_pb2,
     run_service_pb2_grpc,
     secret_service_pb2,
@@ -27,7 +33,10 @@ from taskforge.v1 import (
 )
 
 from taskforged.control.access import Access
+from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.events import Events
+from taskforged.control.namespaces import Namespaces, RequestLimits
+from taskforged.control.queues import Queues
 from taskforged.control.repeats import Repeats
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
@@ -38,8 +47,11 @@ from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError
 from taskforged.rpc.access import SecretServicer, TokenServicer
+from taskforged.rpc.dead_letters import DeadLetterServicer
 from taskforged.rpc.events import EventServicer
 from taskforged.rpc.guard import Guard
+from taskforged.rpc.namespaces import NamespaceServicer
+from taskforged.rpc.queues import QueueServicer
 from taskforged.rpc.runs import RunServicer
 from taskforged.rpc.system import SystemServicer
 from taskforged.rpc.workflows import WorkflowServicer
@@ -64,7 +76,10 @@ _SOCKET_PATH_MAX = 100
 """`sun_path` has 108 bytes on Linux; gRPC needs a few itself."""
 
 _SERVICES = (
+    dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name,
     event_service_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
+    namespace_service_pb2.DESCRIPTOR.services_by_name["NamespaceService"].full_name,
+    queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name,
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     secret_service_pb2.DESCRIPTOR.services_by_name["SecretService"].full_name,
     system_service_pb2.DESCRIPTOR.services_by_name["SystemService"].full_name,
@@ -87,13 +102,17 @@ class Controls:
     events: Events
     secrets: Secrets
     system: System
+    namespaces: Namespaces | None = None
+    queues: Queues | None = None
+    dead_letters: DeadLetters | None = None
 
 
 class RpcServer:
     """Listens on a unix socket and on loopback TCP."""
 
     def __init__(self, controls: Controls) -> None:
-        self._guard = Guard(controls.access)
+        requests = RequestLimits() if controls.namespaces is None else controls.namespaces.requests
+        self._guard = Guard(controls.access, requests)
         self._server = grpc.aio.server(interceptors=[self._guard], options=OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._socket: Path | None = None
@@ -117,9 +136,21 @@ class RpcServer:
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
         system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system), self._server)
+        self._add_tenancy(c)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+
+    def _add_tenancy(self, c: Controls) -> None:
+        if c.namespaces is not None:
+            namespace_service_pb2_grpc.add_NamespaceServiceServicer_to_server(
+                NamespaceServicer(c.namespaces), self._server
+            )
+        if c.queues is not None:
+            queue_service_pb2_grpc.add_QueueServiceServicer_to_server(QueueServicer(c.queues, c.access), self._server)
+        if c.dead_letters is not None:
+            letters = DeadLetterServicer(c.dead_letters, c.views, c.access)
+            dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server(letters, self._server)
 
     async def start(self, *, listen: str, socket: Path) -> list[str]:
         """Bind and serve; answers the addresses.
