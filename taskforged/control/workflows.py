@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from taskforged.clock import Clock, new_id
+from taskforged.engine.graph import Graph, graph_of
 from taskforged.engine.model import Json, WorkflowModel
 from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.jsonvalue import load_stored, to_text
@@ -169,6 +170,22 @@ class Workflows:
     async def model(self, workflow_no: int, version: int) -> WorkflowModel:
         """Answer the model that a run of a version executes."""
         return (await self.definition(workflow_no, version)).model
+
+    async def graph(self, namespace_no: int, name: str, number: int = 0, *, source: str = "") -> Graph:
+        """Answer the graph of a version, 0 means the newest, or of a definition that need not be stored.
+
+        Raises:
+            NotFoundError: there is no such workflow or version.
+            InvalidArgumentError: the definition is not valid, or both it and a name or number are given.
+        """
+        if source:
+            if name or number:
+                message = "excludes name and number"
+                raise InvalidArgumentError(f"source {message}", violations=[Violation("source", message)])
+            return graph_of(compile_definition(source).model)
+        workflow = self.get(namespace_no, name)
+        version = await self.version(workflow, number)
+        return graph_of(await self.model(workflow.no, version.number), version.number)
 
     def _keep_compiled(self, key: tuple[int, int], definition: Definition) -> Definition:
         self._compiled[key] = definition

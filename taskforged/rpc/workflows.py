@@ -11,7 +11,7 @@ from taskforge.v1 import workflow_service_pb2_grpc as grpc_base
 from taskforged.control.access import Access
 from taskforged.control.paging import decode_token, encode_token, page_size
 from taskforged.control.workflows import LiveWorkflow, Workflows
-from taskforged.rpc import convert
+from taskforged.rpc import convert, convert_views
 from taskforged.rpc.guard import caller
 
 __all__ = ["WorkflowServicer"]
@@ -75,6 +75,11 @@ class WorkflowServicer(grpc_base.WorkflowServiceServicer):
     async def DeleteWorkflow(self, request: pb.DeleteWorkflowRequest, _: Any) -> pb.DeleteWorkflowResponse:
         await self._workflows.delete(self._find(request.namespace, request.name))
         return pb.DeleteWorkflowResponse()
+
+    async def GetWorkflowGraph(self, request: pb.GetWorkflowGraphRequest, _: Any) -> pb.GetWorkflowGraphResponse:
+        namespace_no = self._access.enter(caller(), request.namespace)
+        graph = await self._workflows.graph(namespace_no, request.name, request.number, source=request.source)
+        return pb.GetWorkflowGraphResponse(graph=convert_views.graph_to_proto(graph))
 
     def _find(self, namespace: str, name: str) -> LiveWorkflow:
         return self._workflows.get(self._access.enter(caller(), namespace), name)
