@@ -20,7 +20,7 @@ from taskforged import errors
 from taskforged.control.access import GRANTS, Role
 from taskforged.rpc import server  # noqa: F401  registers every service
 from taskforged.rpc.errors import CODES, to_status
-from taskforged.rpc.guard import NEEDS
+from taskforged.rpc.guard import NEEDS, WHOLE
 
 PROTOS = Path(__file__).parents[2] / "protos" / "taskforge" / "v1"
 
@@ -48,6 +48,15 @@ def test_the_protos_say_the_same_as_the_table():
         comment = text[: text.index(f"  rpc {method}(")].rpartition("}\n")[2].rpartition(";\n")[2]
         expected = "any valid token" if need is None else f"role `{need.value}`"
         assert expected in " ".join(comment.split()).replace("// ", ""), method
+
+
+def test_what_must_run_to_its_end_is_a_mutation_that_answers_once():
+    for name in WHOLE:
+        assert NEEDS[name] in {Role.ADMIN, Role.OPERATOR}, name
+        assert not ALL[name].server_streaming, name
+    kept_in_memory = ("Namespace", "Queue", "Secret", "Token", "Workflow")
+    changes = {name for name in ALL if NEEDS[name] in {Role.ADMIN, Role.OPERATOR} and "/List" not in name}
+    assert {name for name in changes if name.split(".")[2].startswith(kept_in_memory)} == WHOLE
 
 
 def test_every_error_class_has_a_code():
@@ -192,7 +201,7 @@ async def test_health_needs_no_token_and_reflection_does(daemon):
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         async for answer in stub.ServerReflectionInfo(iter([ask]), metadata=daemon.metadata):
             names = {service.name for service in answer.list_services_response.service}
-    assert {"taskforge.v1.RunService", "taskforge.v1.WorkflowService", "grpc.health.v1.Health"} <= names
+    assert {name.split("/")[1] for name in ALL} | {"grpc.health.v1.Health"} <= names
 
 
 async def test_an_unknown_method_is_unimplemented(daemon):
