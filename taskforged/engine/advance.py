@@ -313,7 +313,7 @@ class Advancer:
         for index, step in enumerate(block.steps):
             key = prefix + step.id
             known = steps.get(key)
-            was_open = known is None or known.state not in TERMINAL_STEPS
+            was_open = True
             if known is None:
                 if failed & block.ancestors[index] and not block.asks_status:
                     continue  # it will be recorded as skipped when the block ends
@@ -323,6 +323,8 @@ class Advancer:
                 known = self._reach(step, key, block, index, failed, prefix)
             elif known.state is StepState.RUNNING:
                 known = self._advance_inside(step, key)
+            else:
+                was_open = known.state not in TERMINAL_STEPS
             if known.state not in TERMINAL_STEPS:
                 is_open = True
                 continue
@@ -349,6 +351,8 @@ class Advancer:
 
     def _reach(self, step: Step, key: str, block: Block, index: int, failed: int, prefix: str) -> StepRun:
         """Start a step, or skip it for what became of the steps before it."""
+        if not (failed or step.needs or step.asks_status):
+            return self._start(step, key, None)
         has_failed = bool(failed & block.ancestors[index])
         lacks = step.needs and any(
             self.run.steps[prefix + block.steps[before].id].state is StepState.SKIPPED for before in step.after
@@ -381,7 +385,7 @@ class Advancer:
             if step.condition is not None and not self._wanted(step, key, status):
                 self._skip(step, key)
             else:
-                self._begin(step, key)
+                _BEGINNINGS[type(step.spec)](self, key, step.spec)
         except ExpressionError as error:
             body: dict[str, Json] = {"error": expression_error(error)}
             skipped = _inside(step, key)
@@ -400,9 +404,6 @@ class Advancer:
         self.record(Kind.STEP_SKIPPED, {}, key)
         for inner in _inside(step, key):
             self.record(Kind.STEP_SKIPPED, {}, inner)
-
-    def _begin(self, step: Step, key: str) -> None:
-        _BEGINNINGS[type(step.spec)](self, key, step.spec)
 
     def transform(self, key: str, spec: TransformSpec) -> None:
         """Compute the output."""

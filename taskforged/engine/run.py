@@ -228,10 +228,14 @@ def _evolve_step(run: Run, event: HistoryEvent) -> None:
 def _close_step(run: Run, step: StepRun, event: HistoryEvent) -> None:
     step.ended_at = event.at
     step.ended_by = event.sequence
-    run.commands.pop(step.command, None)
-    run.timers.pop(step.timer, None)
-    run.fans.pop(event.step, None)
-    step.command = step.timer = step.wake_at = 0
+    if step.command:
+        run.commands.pop(step.command, None)
+        step.command = 0
+    if step.timer:
+        run.timers.pop(step.timer, None)
+        step.timer = step.wake_at = 0
+    if run.fans:
+        run.fans.pop(event.step, None)
 
 
 def _count_item(run: Run, key: str, *, is_new: bool, after: StepState, is_over: bool) -> None:
@@ -382,18 +386,24 @@ def _completed(_: Run, step: StepRun, event: HistoryEvent) -> None:
 def _step_succeeded(run: Run, step: StepRun, event: HistoryEvent) -> None:
     body = event.body
     step.error = None
-    if "pinned" in body:
+    if "output" in body:
+        step.output = body["output"]
+        if "signal" in body:
+            _take_signal(run, body["signal"])
+    elif "pinned" in body:
         step.pinned = True
         step.output = run.pinned.get(event.step)
-    elif "output" in body:
-        step.output = body["output"]
-    _gather(run, step, event)
-    if "signal" in body:  # the step has taken the oldest one
-        rest = run.signals[body["signal"]][1:]
-        if rest:
-            run.signals[body["signal"]] = rest
-        else:
-            del run.signals[body["signal"]]
+    else:
+        _gather(run, step, event)
+
+
+def _take_signal(run: Run, name: str) -> None:
+    """Take the oldest signal of a name."""
+    rest = run.signals[name][1:]
+    if rest:
+        run.signals[name] = rest
+    else:
+        del run.signals[name]
 
 
 def _gather(run: Run, step: StepRun, event: HistoryEvent) -> None:
@@ -459,7 +469,8 @@ _WAITED_FOR = ("signal", "approval", "workflow", "version", "input")
 def _child_ended(run: Run, step: StepRun, event: HistoryEvent) -> None:
     run.commands.pop(step.command, None)
     step.command = 0
-    step.output = event.body.get("output")
+    if event.body.get("state") == RunState.SUCCEEDED:  # what failed half-way has none
+        step.output = event.body.get("output")
 
 
 def _step_timer_fired(run: Run, step: StepRun, event: HistoryEvent) -> None:

@@ -456,6 +456,8 @@ class Checker:
         definition = self._plan.place(key).step
         self._expect(is_over == bool(step.ended_at), f"{key} is {step.state}; ended_at is {step.ended_at}")
         self._expect(not is_over or not (step.command or step.timer), f"{key} has ended with something open")
+        may_have_output = step.state is StepState.SUCCEEDED or isinstance(definition.spec, FanOutSpec) or not is_over
+        self._expect(may_have_output or step.output is None, f"{key} is {step.state} and has an output")
         is_child = isinstance(definition.spec, ChildSpec)
         is_container = isinstance(definition.spec, CONTAINERS)
         has_command = step.state is StepState.QUEUED or (step.state is StepState.RUNNING and not is_container)

@@ -39,10 +39,16 @@ def test_random_runs_keep_every_promise(part, monkeypatch):
         seen["crashes"] += report.crashes
         seen["refused"] += report.refused
         seen["decisions"] += report.decisions
+        seen["pauses"] += report.pauses
+        seen.update({event.kind.value for event in report.history})
+        seen["undone"] += any(":" in event.step and event.kind is Kind.STEP_STARTED for event in report.history)
+        seen["pinned"] += any("pinned" in event.body and event.step for event in report.history)
     if RUNS >= 1000:  # the mix must not dry up unnoticed
-        for what in (RunState.SUCCEEDED, RunState.FAILED, RunState.DEAD, RunState.CANCELLED):
+        for what in (RunState.SUCCEEDED, RunState.FAILED, RunState.DEAD, RunState.CANCELLED, "undone", "pinned"):
             assert seen[what] > RUNS / 4 / 100, seen
-        assert min(seen["crashes"], seen["refused"], seen["decisions"]) > RUNS / 4 / 200, seen
+        assert min(seen["crashes"], seen["refused"], seen["decisions"], seen["pauses"]) > RUNS / 4 / 200, seen
+        rare = {Kind.STEP_YIELDED.value: part % 2 * 5}
+        assert all(seen[kind.value] >= rare.get(kind.value, 5) for kind in Kind), seen
 
 
 def test_storms_of_crashes():
@@ -128,7 +134,7 @@ def install(monkeypatch, mutant: Mutant) -> None:
 
 
 MUTANTS = {
-    # machine: facts
+    # How facts share a portion, and outputs of groups that fail, is in `test_found`: the simulator needs too long.
     "forgets the timer of a retry": Mutant(
         machine,
         '            self.record(Kind.STEP_RETRYING, {"at": at, "delay_s": round(pause, 6)}, key)\n            self.commands.append(SetTimer(self.run.sequence, at))',
@@ -222,9 +228,6 @@ MUTANTS = {
     ),
     "counts a resolved step as succeeded always": Mutant(
         machine, '            case "failed":', '            case "perhaps":'
-    ),
-    "looks at the items of the fact before": Mutant(
-        advance, "        self._changed.clear()\n", "        pass\n", seeds=6000, portion=2
     ),
     "does not ask attempts to stop": Mutant(advance, "self.commands.append(CancelExecution(step.command))", "pass"),
     "does not cancel sub-workflows": Mutant(advance, "self.commands.append(CancelChild(step.command))", "pass"),
@@ -378,12 +381,6 @@ MUTANTS = {
         "if self.run.state is not RunState.PAUSED:\n            self.commands.append(Execute",
         "if True:\n            self.commands.append(Execute",
     ),
-    "fails in the output of a group": Mutant(
-        advance,
-        '            except ExpressionError as error:\n                self.record(Kind.STEP_FAILED, {"error": expression_error(error)}, key)\n                return',
-        "            except ExpressionError:\n                raise",
-        seeds=6000,
-    ),
     "forgets what is inside a skipped switch": Mutant(
         advance,
         "        for inner in _inside(step, key):\n            self.record(Kind.STEP_SKIPPED, {}, inner)",
@@ -398,7 +395,9 @@ MUTANTS = {
     "does not count failed items": Mutant(
         run_module, "failed = fan.failed + (is_over and after in FAILED_STEPS)", "failed = fan.failed"
     ),
-    "keeps a signal that was taken": Mutant(run_module, '    if "signal" in body:  #', "    if False:  #"),
+    "keeps a signal that was taken": Mutant(
+        run_module, '            _take_signal(run, body["signal"])', "            pass"
+    ),
     "keeps the command of a parked step": Mutant(
         run_module,
         "    run.commands.pop(step.command, None)  # it must never be executed again",
