@@ -6,17 +6,22 @@ import random
 
 import pytest
 
-from taskforged.clock import Clock
+from taskforged.clock import Clock, new_id
 from taskforged.control import logs as logs_module
 from taskforged.control import views as views_module
 from taskforged.control.logs import RunLogs
 from taskforged.control.narrator import TEXT_MAX, Narrator, told_request
+from taskforged.engine.events import CancelRun
 from taskforged.engine.model import Backoff, Effect, Jitter, RetryPolicy
 from taskforged.engine.states import TERMINAL_RUNS
 from taskforged.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
 from taskforged.host.feed import Feed
+from taskforged.host.limits import Limits
 from taskforged.host.logbook import LogBook
+from taskforged.host.runner import Runner
 from taskforged.jsonvalue import canonical
+from taskforged.steps.base import Succeeded
+from taskforged.store.changes import NewRun
 from taskforged.store.runs import RunStore
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
@@ -25,6 +30,7 @@ from taskforged.testing.factory import (
     activity,
     approval,
     child,
+    create_run,
     fail,
     fan_out,
     group,
@@ -483,3 +489,66 @@ async def test_too_many_followers(place, monkeypatch):
     assert views_module.WATCHES_MAX
     with pytest.raises(ResourceExhaustedError):
         await collect(place, [])
+
+
+# --- with a host -----------------------------------------------------------------------------------------------------
+
+
+class Talker:
+    """An executor that says something before it answers, or until it is cancelled."""
+
+    name = "fake"
+
+    async def execute(self, task):
+        for number in range(3):
+            task.log("stdout", f"{task.step_key} {number}")
+        if task.config == "hang":
+            await asyncio.Event().wait()
+        return Succeeded({"exit_code": 0})
+
+
+class Models:
+    def __init__(self, model):
+        self._model = model
+
+    async def model(self, workflow_no, version):
+        return self._model
+
+
+async def host(store, feed, book, model):
+    limits = Limits()
+    parts = dict(store=store, clock=Clock(), feed=feed, models=Models(model), executors={"fake": Talker()})
+    runner = Runner(**parts, secret=None, logs=book, limits=limits, pool_size=4)
+    await runner.start(1)
+    prepared = runner.prepare(model, NewRun(1, 1), create_run(new_id("run", Clock().now())))
+    await runner.create([prepared])
+    return runner, prepared
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_follower_of_a_run_at_work_gets_every_line_before_the_end(tmp_path, hangs):
+    store, feed = Store(tmp_path / "t.db"), Feed()
+    await store.start()
+    book = LogBook(store, Clock(), feed)
+    logs = RunLogs(store, feed, book)
+    model = workflow(activity("a"), activity("b", "hang" if hangs else None))
+    runner, prepared = await host(store, feed, book, model)
+    found = []
+
+    async def follow():
+        row = await RunStore(store).by_no(prepared.no)
+        async for portion in logs.watch(row, "", ""):
+            found.extend(portion.entries)
+            if hangs and any(entry.text == "b 2" for entry in portion.entries):
+                await runner.deliver(prepared.no, CancelRun("enough"))
+
+    await asyncio.wait_for(follow(), 10.0)
+    texts = [entry.text for entry in found]
+    said = [text for text in texts if text[:2] in ("a ", "b ")]
+    assert said == ["a 0", "a 1", "a 2", "b 0", "b 1", "b 2"]
+    assert texts.index("a 2") < next(index for index, text in enumerate(texts) if "succeeded" in text)
+    assert any("was stopped" in text for text in texts) == hangs
+    assert (await logs.page(await RunStore(store).by_no(prepared.no), "", "", 1000)).entries[-1].cursor
+    await runner.drain(0.1)
+    await book.stop()
+    await store.stop()
