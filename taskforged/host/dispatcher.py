@@ -14,8 +14,8 @@ and neither queue nor namespace is at its limit. Of the lanes that can go, the o
 Strict priority can starve: so every 16th hand-out ignores priorities, and only fair share and age decide. Whatever
 stands in line is therefore the oldest of its namespace one day, and goes.
 
-Shares are kept per rank. One account for all ranks would let a namespace that is outranked for a long time save up a
-credit without end, or let one that used its priority pay for it for as long afterwards.
+Shares are kept per rank. On one account for all of them, hand-outs of a high rank would wipe out again and again what
+the namespaces of a lower one are owed, and the oldest of those would always win.
 
 Memory is bounded: of each lane only a window of the oldest commands is held, refilled from the outbox's index.
 """
@@ -82,19 +82,19 @@ class _Namespace:
 class _Queue:
     """Slots of one queue; at `limit`, which is 0 while it is paused, it can take no more."""
 
-    __slots__ = ("limit", "name", "namespace", "priority", "running")
+    __slots__ = ("limit", "name", "namespace", "rank", "running")
 
     def __init__(self, namespace: _Namespace, name: str) -> None:
         self.namespace = namespace
         self.name = name
         self.running = 0
         self.limit = _UNLIMITED
-        self.priority = 0
+        self.rank = 0
 
     def read(self, limits: Limits) -> None:
         mine = limits.queue(self.namespace.no, self.name)
         self.limit = 0 if mine.paused else mine.running_steps or _UNLIMITED
-        self.priority = mine.priority
+        self.rank = mine.priority * (PRIORITY_MAX + 1)
 
     @property
     def has_room(self) -> bool:
@@ -108,10 +108,24 @@ class _Line:
     `keys` and may hold some that are no longer wanted, but never as its head.
     """
 
-    __slots__ = ("begun", "beyond", "cursor", "cut", "gone", "heap", "keys", "lane", "late", "queue", "refilling")
+    __slots__ = (
+        "begun",
+        "beyond",
+        "cursor",
+        "cut",
+        "gone",
+        "heap",
+        "keys",
+        "lane",
+        "late",
+        "priority",
+        "queue",
+        "refilling",
+    )
 
     def __init__(self, lane: Lane, queue: _Queue) -> None:
         self.lane = lane
+        self.priority = lane.priority
         self.queue = queue
         self.keys: set[CommandKey] = set()
         self.heap: list[CommandKey] = []
@@ -141,7 +155,6 @@ class _Line:
             return
         self.beyond += 1
         if self.refilling:
-            self.gone.discard(key)
             if key < self.cut:
                 self.late.add(key)
             if len(self.late) > 2 * WINDOW:
@@ -358,7 +371,7 @@ class Dispatcher:
             if not line.heap:
                 self._refill(line)
                 continue
-            rank = 0 if is_guard else queue.priority * (PRIORITY_MAX + 1) + line.lane.priority
+            rank = 0 if is_guard else queue.rank + line.priority
             if rank > top:
                 top, firsts = rank, {namespace.no: line}
             elif rank == top:
@@ -368,14 +381,15 @@ class Dispatcher:
         if not firsts:
             return None
         self._turn += 1
-        return self._fairest(self._guard if is_guard else self._shares[top], list(firsts.values()))
+        return self._fairest(self._guard if is_guard else self._shares[top], firsts)
 
-    def _fairest(self, share: FairShare, lines: list[_Line]) -> _Line:
-        if len(lines) == 1:
-            return lines[0]  # no competition, no account of it
-        line = min(lines, key=lambda one: (share.pass_of(one.queue.namespace.no), one.heap[0]))
-        share.charge(line.queue.namespace.no, line.queue.namespace.weight)
-        return line
+    def _fairest(self, share: FairShare, firsts: dict[int, _Line]) -> _Line:
+        if len(firsts) == 1:
+            return next(iter(firsts.values()))  # no competition, no account of it
+        pass_of = share.pass_of
+        _, _, no = min([(pass_of(no), line.heap[0], no) for no, line in firsts.items()])
+        share.charge(no, firsts[no].queue.namespace.weight)
+        return firsts[no]
 
     def _is_preceded(self, queue: _Queue) -> bool:
         """Whether somebody waits who goes before a newcomer to a queue that has room.

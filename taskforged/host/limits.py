@@ -132,7 +132,8 @@ class FairShare:
 
     def pass_of(self, member: int) -> float:
         """Answer where a member stands; the least goes first."""
-        return max(self._passes.get(member, 0.0), self._now)
+        own = self._passes.get(member, 0.0)
+        return own if own > self._now else self._now  # noqa: FURB136  twice as fast as max, and asked of everybody
 
     def charge(self, member: int, weight: float) -> None:
         """A member goes. It must be the one with the least pass of all that compete."""

@@ -145,6 +145,21 @@ def test_a_run_can_stand_in_line_again_with_another_priority():
     assert door.admission.running(1) == 0
 
 
+def test_who_stands_in_line_again_has_lost_the_old_place():
+    door = Door(running_runs=1)
+    door.start(ticket(1), ticket(2, priority=9), ticket(3))
+    door.end(2)
+    door.start(ticket(2, priority=1))
+    assert door.end(1, 3) == [3, 2]
+
+
+def test_runs_that_need_a_slot_and_exempt_ones_go_by_the_same_order():
+    door = Door(is_open=False)
+    door.admission.restore([], [ticket(1, exempt=True), ticket(2, priority=9), ticket(3, exempt=True, priority=8)])
+    door.admission.open()
+    assert door.admitted == [2, 3, 1]
+
+
 def test_children_ride_on_their_parent_s_slot():
     door = Door(running_runs=1)
     assert door.start(ticket(1), ticket(2), ticket(3, exempt=True)) == [1, 3]
@@ -185,6 +200,15 @@ def test_restore_keeps_every_slot_and_admits_the_rest_in_order():
     assert door.admission.pending() == 3
     assert door.end(1) == []
     assert door.end(2, 3, 7) == [7, 5, 9]
+
+
+def test_restore_knows_better_than_what_stood_in_line_before():
+    door = Door(running_runs=1, is_open=False)
+    door.admission.wait(ticket(3))
+    door.admission.restore([ticket(3)], [])
+    door.admission.open()
+    assert door.admitted == []
+    assert door.admission.pending() == 0
 
 
 def test_when_several_can_go_the_order_is_priority_share_age():
@@ -228,6 +252,25 @@ def test_calls_within_an_admission_neither_recurse_nor_overtake():
     door.admission.open()
     assert door.admitted == list(range(1, 3001))
     assert not any(tried)
+
+
+def test_a_newcomer_does_not_overtake_in_the_middle_of_admitting():
+    door = Door(running_runs=2, is_open=False)
+    tried = []
+    door.on_admit = lambda no: tried.append(door.admission.try_admit(ticket(100 + no)))
+    door.admission.restore([], [ticket(1), ticket(2), ticket(3)])
+    door.admission.open()
+    assert door.admitted == [1, 2]
+    assert tried == [False, False]
+
+
+def test_an_admission_may_take_others_out_of_the_line():
+    door = Door(is_open=False)
+    door.on_admit = lambda no: [door.admission.free(other) for other in (2, 4)]
+    door.admission.restore([], [ticket(1), ticket(2, namespace=2), ticket(3, namespace=2), ticket(4, namespace=3)])
+    door.admission.open()
+    assert door.admitted == [1, 3]
+    assert door.admission.pending() == 0
 
 
 def test_an_admission_that_raises_loses_nobody():

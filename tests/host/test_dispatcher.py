@@ -198,6 +198,21 @@ async def test_who_used_its_priority_is_not_punished_for_it_below():
     assert 15 <= low.count(1) <= 25
 
 
+async def test_hand_outs_of_one_rank_leave_the_shares_of_another_alone():
+    pool = Pool(1)
+    pool.put((1, 0), lane=Lane(9, "default", 9))
+    pool.put(*((no, 0) for no in range(1001, 1101)), lane=A)
+    pool.put(*((no, 0) for no in range(2001, 2101)), lane=B)
+    for round_no in range(60):
+        for namespace in (7, 8):
+            numbers = range(9000 + 100 * round_no + namespace, 9100 + 100 * round_no, 30)
+            pool.put(*((no, 0) for no in numbers), lane=Lane(namespace, "default", 9))
+        await pool.work(9)
+    low = Counter(no // 1000 for no, _ in pool.begun if 1000 < no < 9000)
+    assert abs(low[1] - low[2]) <= 12, "but for the guard's turns, which know only their own account"
+    assert low[2] >= 20
+
+
 async def test_strict_priority_starves_nobody():
     pool = Pool(1)
     pool.put((1, 0), lane=Lane(1, "default", 9))
@@ -328,17 +343,18 @@ async def test_what_is_enqueued_while_a_refill_is_under_way_is_not_lost():
     assert begun == pool.begun
 
 
+@pytest.mark.parametrize("on_disk", [3, 1000])
 @pytest.mark.parametrize("order", [1, -1])
-async def test_a_flood_while_a_refill_is_under_way_is_bounded_and_loses_nothing(order):
+async def test_a_flood_while_a_refill_is_under_way_is_bounded_and_loses_nothing(order, on_disk):
     pool = Pool(2, is_open=False)
     pool.gate.clear()
-    pool.restore({(no, 1): A for no in range(1, 1001)})
+    pool.restore({(no, 1): A for no in range(1, on_disk + 1)})
     await asyncio.sleep(0)
     pool.put(*((no, 0) for no in list(range(1, 4001))[::order]))
     assert len(pool.dispatcher._lines[A].late) <= 2 * WINDOW
     pool.gate.set()
     await pool.work()
-    assert pool.begun == sorted([*((no, 1) for no in range(1, 1001)), *((no, 0) for no in range(1, 4001))])
+    assert pool.begun == sorted([*((no, 1) for no in range(1, on_disk + 1)), *((no, 0) for no in range(1, 4001))])
 
 
 async def test_what_is_withdrawn_is_not_handed_out_wherever_it_waits():
@@ -356,6 +372,53 @@ async def test_what_is_withdrawn_is_not_handed_out_wherever_it_waits():
     assert pool.dispatcher.waiting(A) == len(pool.rows) == 992
     await pool.work()
     assert {no for no, _ in pool.begun} == set(range(1, 1001)) - {2, 3, 5, 200, 250, 251, 900}
+
+
+async def test_what_came_and_went_while_a_refill_was_under_way_is_not_handed_out():
+    pool = Pool(3, is_open=False)
+    pool.gate.clear()
+    pool.restore({(1, 0): A})
+    await asyncio.sleep(0)
+    pool.put((20, 0))
+    pool.withdraw((20, 0))
+    pool.gate.set()
+    await pool.settle()
+    assert pool.begun == held(1)
+    assert pool.dispatcher.lanes() == []
+
+
+async def test_a_window_that_overflows_while_a_refill_is_under_way_loses_nothing(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 4)
+    pool = Pool(1, is_open=False)
+    pool.restore({(no, 0): A for no in range(100, 120)})
+    await pool.work(3)
+    pool.gate.clear()
+    pool.dispatcher.release(pool.dispatcher.held_by()[0])
+    assert pool.dispatcher._lines[A].refilling
+    await asyncio.sleep(0)
+    pool.put(*held(*range(1, 20)))
+    pool.gate.set()
+    await pool.work()
+    assert sorted(pool.begun) == held(*range(1, 20), *range(100, 120))
+    assert pool.begun[5:-15] == held(*range(2, 20)) or pool.begun[4:-16] == held(*range(1, 20))
+
+
+async def test_the_window_is_refilled_before_it_is_empty():
+    pool = Pool(1, is_open=False)
+    pool.restore({(no, 0): A for no in range(1, 601)})
+    await pool.work(WINDOW * 3 // 4 + 2)
+    assert len(pool.reads) == 2
+    assert pool.dispatcher._lines[A].keys
+
+
+async def test_the_count_is_right_when_a_read_sees_a_command_before_we_are_told(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 4)
+    pool = Pool(1, is_open=False)
+    pool.restore({(no, 0): A for no in range(1, 20)})
+    pool.rows[2, 5] = A
+    await pool.settle()
+    pool.dispatcher.enqueue((2, 5), A)
+    assert pool.dispatcher.waiting(A) == len(pool.rows) == 19
 
 
 async def test_what_was_parked_can_come_back():
@@ -397,6 +460,22 @@ async def test_what_has_a_slot_is_not_handed_out_again():
     pool.dispatcher.enqueue((1, 0), A)
     assert pool.begun == held(1, 2)
     assert pool.dispatcher.waiting(A) == 0
+
+
+async def test_what_has_a_slot_and_ends_while_a_read_still_sees_it_is_not_handed_out_again():
+    pool = Pool(2, is_open=False)
+    pool.restore({(1, 0): A, (2, 0): A})
+    await pool.settle()
+    pool.gate.clear()
+    pool.rows[1, 0] = A  # the start is not on disk yet
+    pool.dispatcher.restore([(A, 1)])
+    pool.dispatcher.release((2, 0))
+    await asyncio.sleep(0)
+    del pool.rows[1, 0]
+    pool.dispatcher.release((1, 0))
+    pool.gate.set()
+    await pool.settle()
+    assert pool.begun == held(1, 2)
 
 
 async def test_a_claim_that_failed_is_offered_again():

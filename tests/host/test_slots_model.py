@@ -286,6 +286,21 @@ class Slots(RuleBasedStateMachine):
 
         self.within(create)
 
+    @precondition(lambda self: self.dispatcher._refills)
+    @rule(number=pick, comes=st.booleans())
+    def lanes_change_in_the_middle_of_a_read(self, number, comes):
+        self.time_passes(1)  # it has seen its rows, and has not answered yet
+        lane = self.choose(sorted(lane for lane, line in self.dispatcher._lines.items() if line.refilling), number)
+        rows = [row for row in self.of("queued", "claiming", "claimed") if row.lane == lane]
+        if comes and lane:
+            ticket = Ticket(self.next_no, lane.namespace_no, lane.priority, exempt=True)
+            row = self.rows[ticket.no] = Row(ticket, lane.queue)
+            self.next_no += 1
+            assert self.admission.try_admit(ticket)
+            self.within(self.set_running, row)
+        elif rows:
+            self.within(self.end_run, rows[-1 - number % len(rows)])
+
     @rule(number=pick, count=st.integers(5, 25))
     def a_flood_arrives(self, number, count):
         for _ in range(count):
