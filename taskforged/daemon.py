@@ -27,8 +27,13 @@ from taskforged import __version__
 from taskforged.clock import Clock
 from taskforged.config import Config
 from taskforged.control.access import Access, new_credential
+from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.events import Events
+from taskforged.control.explainer import Explainer
 from taskforged.control.inbox import WebhookInbox
+from taskforged.control.logs import RunLogs
+from taskforged.control.namespaces import Namespaces, RequestLimits
+from taskforged.control.queues import Queues
 from taskforged.control.repeats import Repeats
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
@@ -41,6 +46,7 @@ from taskforged.control.workflows import Workflows
 from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
+from taskforged.host.logbook import LogBook
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
 from taskforged.rpc.server import Controls, RpcServer
@@ -74,6 +80,7 @@ class _Parts(NamedTuple):
     rpc: RpcServer
     http: WebhookListener
     executors: Sequence[StepExecutor]
+    book: LogBook
 
 
 class Daemon:
@@ -147,10 +154,13 @@ class Daemon:
         parts = self._build(store)
         await parts.access.start()
         await parts.access.adopt(_read_token(self._config.token))
+        await self._namespaces.start()
+        await self._queues.start()
         await self._workflows.start()
         for executor in parts.executors:
             await executor.start()
             stack.push_async_callback(executor.close)
+        stack.push_async_callback(parts.book.stop)
         stack.push_async_callback(parts.runner.drain, 0.0)
         lost = await parts.runner.start(self.info.boot_epoch)
         await parts.timers.start()
@@ -184,6 +194,7 @@ class Daemon:
         secrets = Secrets(store, clock, _read_master_key(config.master_key))
         workflows = self._workflows = Workflows(store, clock)
         limits = Limits(pending_runs=config("limits", "pending_runs"))
+        book = LogBook(store, clock, feed)
         executors: Sequence[StepExecutor] = (
             HttpExecutor(),
             ShellExecutor(
@@ -197,10 +208,30 @@ class Daemon:
             models=workflows,
             executors={executor.name: executor for executor in executors},
             secret=secrets.value,
-            logs=_NoLogs(),
+            logs=book,
             limits=limits,
             pool_size=config("executor", "pool_size"),
         )
+        namespaces = self._namespaces = Namespaces(
+            store=store,
+            clock=clock,
+            access=access,
+            limits=limits,
+            requests=RequestLimits(),
+            running_steps=lambda no: len(runner.dispatcher.held_by(no)),
+            running_runs=runner.admission.running,
+            pending_runs=runner.admission.pending,
+        )
+        queues = self._queues = Queues(
+            store=store,
+            clock=clock,
+            limits=limits,
+            waiting=lambda no, name: sum(
+                runner.dispatcher.waiting(lane) for lane in runner.dispatcher.lanes() if lane[:2] == (no, name)
+            ),
+            running=lambda no, name: len(runner.dispatcher.held_by(no, name)),
+        )
+        workflows.queue_exists = queues.exists
         starter = Starter(
             store=store,
             clock=clock,
@@ -208,7 +239,7 @@ class Daemon:
             workflows=workflows,
             runner=runner,
             items_max=config("limits", "fan_out_items"),
-            queue_exists=lambda _, __: True,
+            queue_exists=queues.exists,
         )
         views = RunViews(store=store, access=access, workflows=workflows, feed=feed)
         runs = Runs(
@@ -223,7 +254,13 @@ class Daemon:
         )
         repeats = Repeats(store=store, clock=clock, access=access, workflows=workflows, starter=starter, views=views)
         inbox = WebhookInbox(
-            store=store, clock=clock, access=access, workflows=workflows, starter=starter, secret=secrets.value
+            store=store,
+            clock=clock,
+            access=access,
+            workflows=workflows,
+            starter=starter,
+            secret=secrets.value,
+            requests=namespaces.requests,
         )
         system = System(store=store, runner=runner, feed=feed, info=self.info)
         controls = Controls(
@@ -237,6 +274,19 @@ class Daemon:
             events=Events(store),
             secrets=secrets,
             system=system,
+            namespaces=namespaces,
+            queues=queues,
+            dead_letters=DeadLetters(store=store, clock=clock, retry=repeats.retry),
+            logs=RunLogs(store, feed, book),
+            explainer=Explainer(
+                store=store,
+                clock=clock,
+                access=access,
+                workflows=workflows,
+                runner=runner,
+                limits=limits,
+                views=views,
+            ),
         )
         http_limits = HttpLimits(
             body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max")
@@ -246,7 +296,7 @@ class Daemon:
             inbox, host=host.strip("[]"), port=int(port), limits=http_limits, ready=lambda: self.info.state == "ready"
         )
         timers = Timers(store=store, clock=clock, runner=runner)
-        return _Parts(access, runner, timers, feed, RpcServer(controls), http, executors)
+        return _Parts(access, runner, timers, feed, RpcServer(controls), http, executors, book)
 
     def _announce(self, on_ready: Callable[[Info], None]) -> None:
         self.info.state = "ready"
@@ -284,17 +334,6 @@ class Daemon:
         if not self._exit_code:
             with contextlib.suppress(TaskforgeError):
                 await parts.access.flush_last_used()
-
-
-class _NoLogs:
-    def logger(self, run_no, step_key, attempt):
-        return lambda a, b: None
-
-    def has_lines(self, *a):
-        return False
-
-    async def flush(self, run_no=None):
-        pass
 
 
 # --- the home --------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import structlog
 from taskforged.clock import Clock, new_id
 from taskforged.control.access import Access
 from taskforged.control.delivery import Delivery, Receipt
+from taskforged.control.namespaces import RequestLimits
 from taskforged.control.signatures import verify
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.workflows import Route, Workflows
@@ -105,6 +106,7 @@ class WebhookInbox:
         workflows: Workflows,
         starter: Starter,
         secret: Callable[[int, str], Awaitable[str]],
+        requests: RequestLimits,
     ) -> None:
         self._store = store
         self._events = EventStore(store)
@@ -113,6 +115,7 @@ class WebhookInbox:
         self._workflows = workflows
         self._starter = starter
         self._secret = secret
+        self._requests = requests
         self._recent: OrderedDict[tuple[int, str, bytes], asyncio.Future[Receipt]] = OrderedDict()
 
     async def receive(self, delivery: Delivery) -> Receipt:
@@ -121,6 +124,7 @@ class WebhookInbox:
         routes = [] if namespace_no is None else self._workflows.routes(namespace_no, delivery.path)
         if namespace_no is None or not routes:
             return _NOT_FOUND
+        self._requests.take(namespace_no)
         candidates = [await self._candidate(route) for route in routes]
         proven, refusals = await self._prove(namespace_no, candidates, delivery)
         if not proven:

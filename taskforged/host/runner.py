@@ -98,6 +98,9 @@ class Logs(Protocol):
     def has_lines(self, run_no: int, step_key: str, attempt: int) -> bool:
         """Whether lines of the attempt are not on disk yet."""
 
+    def end(self, run_no: int, step_key: str, attempt: int) -> None:
+        """The attempt says no more."""
+
     async def flush(self, run_no: int | None = None) -> None:
         """Write what waits."""
 
@@ -312,7 +315,12 @@ class Runner:
         entry.committing = True
         entry.mailbox.extend(_Letter(fact, None) for fact in facts)
         self._entries[no] = entry
-        step = self._advance(entry)
+        try:
+            step = self._advance(entry)
+        except BaseException:
+            del self._entries[no]
+            self.admission.free(no)
+            raise
         if step.run.state is RunState.PENDING:
             self.admission.wait(_ticket(entry, step.run))
         return PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
@@ -724,6 +732,7 @@ class Runner:
         A callback and not code around it: a task cancelled before its first step never gets to its own `except`.
         """
         entry.attempts.pop(seq, None)
+        self._logs.end(entry.no, key, entry.run.steps[key].attempt)
         fact: Fact
         if done.cancelled() and self._stopping:
             return  # the next boot decides

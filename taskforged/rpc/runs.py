@@ -10,6 +10,8 @@ from taskforge.v1 import run_service_pb2 as pb
 from taskforge.v1 import run_service_pb2_grpc as grpc_base
 
 from taskforged.control.access import Access
+from taskforged.control.explainer import Explainer
+from taskforged.control.logs import RunLogs
 from taskforged.control.paging import decode_token, encode_token, page_size
 from taskforged.control.repeats import Repeats, RerunRequest
 from taskforged.control.runs import Runs, StartRequest
@@ -18,7 +20,7 @@ from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import InvalidArgumentError, Violation
-from taskforged.rpc import convert
+from taskforged.rpc import convert, convert_views
 from taskforged.rpc.guard import caller
 from taskforged.store.runs import RunFilter
 
@@ -36,6 +38,8 @@ class RunServicer(grpc_base.RunServiceServicer):
         steering: Steering,
         repeats: Repeats,
         verifier: Verifier,
+        logs: RunLogs,
+        explainer: Explainer,
         workflows: Workflows,
         access: Access,
     ) -> None:
@@ -44,6 +48,8 @@ class RunServicer(grpc_base.RunServiceServicer):
         self._steering = steering
         self._repeats = repeats
         self._verifier = verifier
+        self._logs = logs
+        self._explainer = explainer
         self._workflows = workflows
         self._access = access
 
@@ -156,6 +162,24 @@ class RunServicer(grpc_base.RunServiceServicer):
         more = encode_token(offset + size, filters) if len(keys) > offset + size else ""
         steps = [convert.step_to_proto(key, run, view.model) for key in keys[offset : offset + size]]
         return pb.ListRunStepsResponse(steps=steps, next_page_token=more)
+
+    async def ExplainRun(self, request: pb.ExplainRunRequest, _: Any) -> pb.ExplainRunResponse:
+        found = await self._explainer.explain(caller(), request.run_id)
+        return pb.ExplainRunResponse(explanation=convert_views.explanation_to_proto(found))
+
+    async def GetRunLogs(self, request: pb.GetRunLogsRequest, _: Any) -> pb.GetRunLogsResponse:
+        size, filters = page_size(request.page_size), ["logs", request.run_id, request.step]
+        after = decode_token(request.page_token, filters, "")
+        row = await self._views.row(caller(), request.run_id)
+        page = await self._logs.page(row, request.step, after, size)
+        more = encode_token(page.entries[-1].cursor, filters) if page.has_more else ""
+        entries = [convert_views.log_entry_to_proto(entry) for entry in page.entries]
+        return pb.GetRunLogsResponse(entries=entries, next_page_token=more)
+
+    async def WatchRunLogs(self, request: pb.WatchRunLogsRequest, _: Any) -> AsyncIterator[pb.WatchRunLogsResponse]:
+        row = await self._views.row(caller(), request.run_id)
+        async for portion in self._logs.watch(row, request.step, request.after_cursor):
+            yield convert_views.log_portion_to_proto(portion)
 
     async def GetRunHistory(self, request: pb.GetRunHistoryRequest, _: Any) -> pb.GetRunHistoryResponse:
         size, filters = page_size(request.page_size), ["history", request.run_id]

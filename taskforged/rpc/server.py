@@ -35,7 +35,9 @@ from taskforge.v1 import (
 from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.events import Events
-from taskforged.control.namespaces import Namespaces, RequestLimits
+from taskforged.control.explainer import Explainer
+from taskforged.control.logs import RunLogs
+from taskforged.control.namespaces import Namespaces
 from taskforged.control.queues import Queues
 from taskforged.control.repeats import Repeats
 from taskforged.control.runs import Runs
@@ -102,17 +104,18 @@ class Controls:
     events: Events
     secrets: Secrets
     system: System
-    namespaces: Namespaces | None = None
-    queues: Queues | None = None
-    dead_letters: DeadLetters | None = None
+    namespaces: Namespaces
+    queues: Queues
+    dead_letters: DeadLetters
+    logs: RunLogs
+    explainer: Explainer
 
 
 class RpcServer:
     """Listens on a unix socket and on loopback TCP."""
 
     def __init__(self, controls: Controls) -> None:
-        requests = RequestLimits() if controls.namespaces is None else controls.namespaces.requests
-        self._guard = Guard(controls.access, requests)
+        self._guard = Guard(controls.access, controls.namespaces.requests)
         self._server = grpc.aio.server(interceptors=[self._guard], options=OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._socket: Path | None = None
@@ -128,6 +131,8 @@ class RpcServer:
             steering=c.steering,
             repeats=c.repeats,
             verifier=c.verifier,
+            logs=c.logs,
+            explainer=c.explainer,
             workflows=c.workflows,
             access=c.access,
         )
@@ -142,15 +147,10 @@ class RpcServer:
         reflection.enable_server_reflection(names, self._server)
 
     def _add_tenancy(self, c: Controls) -> None:
-        if c.namespaces is not None:
-            namespace_service_pb2_grpc.add_NamespaceServiceServicer_to_server(
-                NamespaceServicer(c.namespaces), self._server
-            )
-        if c.queues is not None:
-            queue_service_pb2_grpc.add_QueueServiceServicer_to_server(QueueServicer(c.queues, c.access), self._server)
-        if c.dead_letters is not None:
-            letters = DeadLetterServicer(c.dead_letters, c.views, c.access)
-            dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server(letters, self._server)
+        namespace_service_pb2_grpc.add_NamespaceServiceServicer_to_server(NamespaceServicer(c.namespaces), self._server)
+        queue_service_pb2_grpc.add_QueueServiceServicer_to_server(QueueServicer(c.queues, c.access), self._server)
+        letters = DeadLetterServicer(c.dead_letters, c.views, c.access)
+        dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server(letters, self._server)
 
     async def start(self, *, listen: str, socket: Path) -> list[str]:
         """Bind and serve; answers the addresses.

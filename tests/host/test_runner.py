@@ -74,6 +74,9 @@ class NoLogs:
     def has_lines(self, run_no, step_key, attempt):
         return False
 
+    def end(self, run_no, step_key, attempt):
+        pass
+
 
 class Host:
     """A runner with what it needs; `crash` leaves it as a SIGKILL would, and starts another on the same file."""
