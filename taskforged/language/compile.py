@@ -11,12 +11,16 @@ from taskforged.jsonvalue import canonical
 from taskforged.language.definition import Definition
 from taskforged.language.expressions import PROFILE, Compiler
 from taskforged.language.loader import Node, load, to_json
+from taskforged.language.order import fan_outs_of
 from taskforged.language.shape import Context
-from taskforged.language.spec import RUN_ROOTS, WORKFLOW, Workflow, declared_step_ids
+from taskforged.language.spec import RUN_ROOTS, WORKFLOW, Workflow
+from taskforged.language.steps import declared_step_ids
 from taskforged.language.templates import Templates
 
 __all__ = ["compile_definition", "content_hash"]
 
+STEPS_TOTAL_MAX = 2_000
+"""Most steps of a definition, those inside others included."""
 VIOLATIONS_MAX = 100
 """Most faults in one answer; who has more mends these first."""
 
@@ -32,9 +36,13 @@ def compile_definition(source: str) -> Definition:
     root = load(source, problems)
     if root is None:
         raise _invalid(problems)
-    compiler = Compiler(declared_step_ids(root), {}, None, problems)
+    step_ids = declared_step_ids(root)
+    if len(step_ids) > STEPS_TOTAL_MAX:
+        message = f"has {len(step_ids):,} steps in all; the limit is {STEPS_TOTAL_MAX:,}"
+        raise _invalid([*problems, Violation("steps", message, root.start.line, root.start.column)])
+    compiler = Compiler(step_ids, {}, None, problems)
     templates = Templates(compiler, source, set())
-    context = Context(templates, problems, RUN_ROOTS)
+    context = Context(templates, problems, RUN_ROOTS, fan_outs=fan_outs_of(root))
     workflow: Workflow | None = WORKFLOW.read(root, "", context)
     if problems or workflow is None:
         raise _invalid(problems)
@@ -48,6 +56,7 @@ def compile_definition(source: str) -> Definition:
         secrets=frozenset(templates.secrets),
         content_hash=content_hash(root),
         profile=PROFILE,
+        concurrency=workflow.concurrency,
     )
 
 

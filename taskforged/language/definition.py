@@ -90,6 +90,7 @@ class Definition:
         secrets: names of all secrets that are referred to.
         content_hash: SHA-256, in hex, of the definition normalised (comments, formatting and key order do not count).
         profile: the expression profile, `cel/1`.
+        concurrency: the group as it is written, its limit and `on_limit`, so that definitions can be compared.
     """
 
     name: str
@@ -101,3 +102,4 @@ class Definition:
     secrets: frozenset[str]
     content_hash: str
     profile: str
+    concurrency: tuple[str, int, str] | None = None

@@ -16,7 +16,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from cel_expr_python import cel  # type: ignore[import-untyped]
@@ -32,6 +32,7 @@ from taskforged.errors import Violation
 from taskforged.language.checked import Checked, Key, Reference, read_checked
 from taskforged.language.origin import Origin
 from taskforged.language.paths import did_you_mean
+from taskforged.language.tokens import STATUS_FUNCTIONS, STATUS_NAMES, rewrite_status
 
 __all__ = [
     "LOOPS_MAX",
@@ -56,21 +57,28 @@ LOOPS_MAX = 8
 RESULT_SIZE_MAX = 4 * 1024 * 1024
 """Largest value, in characters plus 16 for each value."""
 
-SECRET_RULE = "a secret may only be written as ${{ secrets.NAME }}, in headers, query, json, form or text of http"  # noqa: S105 - a message
+SECRET_RULE = (
+    "a secret may only be written as ${{ secrets.NAME }}, in headers, query, json, form or text of http, "  # noqa: S105
+    "or in env or stdin of shell"
+)
 """What is said wherever a secret is used in another way."""
 
 _NODE_SIZE = 16
 _INT64_MAX = 2**63 - 1
-_ROOTS = ("error", "event", "input", "run", "vars", "workflow")
+_ROOTS = ("error", "event", "index", "input", "item", "run", "vars", "workflow")
 _STEP_FIELDS = ("error", "output", "state")
 _FIELDS: Mapping[str, frozenset[str]] = {
     "error": frozenset({"attempts", "code", "details", "message", "step"}),
     "event": frozenset({"body", "headers", "id", "path", "query", "received_at", "source"}),
-    "run": frozenset({"correlation_id", "id", "namespace", "started_at"}),
+    "run": frozenset(
+        {"attempt", "correlation_id", "id", "namespace", "parent", "priority", "queue", "started_at", "trigger"}
+    ),
     "workflow": frozenset({"name", "version"}),
 }
 _WHERE = {
-    "error": "it exists only in on_failure and in retry.if",
+    "error": "it exists only in on_failure, in compensate and in retry.if",
+    "index": "it exists only inside a for_each",
+    "item": "it exists only inside a for_each",
     "input": "a trigger sees only event and vars",
     "run": "a trigger sees only event and vars",
     "workflow": "a trigger sees only event and vars",
@@ -95,10 +103,16 @@ class Names:
     Attributes:
         roots: variables such as `input`.
         steps: ids of the steps that have been passed before.
+        why: says more about a step that is not among them; empty when there is no more to say.
+        asks_status: `always()`, `success()` and `failure()` are known.
+        secret_rule: what is said when a secret is used where it must not be.
     """
 
     roots: frozenset[str]
     steps: frozenset[str] = frozenset()
+    why: Callable[[str], str] = field(default=lambda _: "", compare=False)
+    asks_status: bool = False
+    secret_rule: str = SECRET_RULE
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +216,15 @@ class Compiler:
 
     def __post_init__(self) -> None:
         steps = (f"steps.{step}.{name}" for step in self.step_ids for name in _STEP_FIELDS)
-        self._declared = frozenset(_ROOTS).union(steps)
+        self._declared = STATUS_NAMES.union(_ROOTS, steps)
         self._env = _environment(self._declared)
 
     def compile(self, source: str, origin: Origin, names: Names, *, want_bool: bool = False) -> Expression | None:
         """Compile one expression; None when it is faulty, the faults are in `problems`."""
         lead = len(source) - len(source.lstrip())
-        source, origin = source.strip(), origin.shifted(lead)
+        written, origin = source.strip(), origin.shifted(lead)
+        source, used = rewrite_status(written) if names.asks_status else (written, frozenset[str]())
+        names = replace(names, roots=names.roots | used) if used else names
         fault = _size_fault(source)
         if fault:
             self._problem(origin, 0, fault)
@@ -225,8 +241,8 @@ class Compiler:
             self._problem(origin, 0, fault)
         if fault or not all(known):
             return None
-        expression = self._expression(source, origin, program, checked)
-        return Condition(expression, source, origin.position()) if want_bool else expression
+        expression = self._expression(written, origin, program, checked)
+        return Condition(expression, written, origin.position()) if want_bool else expression
 
     def _expression(self, source: str, origin: Origin, program: cel.Expression, checked: Checked) -> Expression:
         uses = _uses(checked.references)
@@ -262,13 +278,13 @@ class Compiler:
     def _step_fault(self, step_id: str, names: Names) -> str | None:
         if step_id in names.steps:
             return None
-        return f"step {step_id!r} does not come before this place, so it has no result here"
+        return names.why(step_id) or f"step {step_id!r} does not come before this place, so it has no result here"
 
     def _key_fault(self, root: str, keys: tuple[Key, ...]) -> str | None:
         if root == "input":
             return _schema_fault(self.input_schema, keys)
-        known = frozenset(self.static) if root == "vars" else _FIELDS[root]
-        if not keys or keys[0] in known:
+        known = frozenset(self.static) if root == "vars" else _FIELDS.get(root)
+        if known is None or not keys or keys[0] in known:
             return None
         return f"{root} has no {keys[0]!r}{did_you_mean(str(keys[0]), known)}"
 
@@ -294,8 +310,11 @@ class Compiler:
         if parts[0] == "steps":
             return self._unknown_step(parts[1:], names)
         if parts[0] == "secrets":
-            return SECRET_RULE
+            return names.secret_rule
         if source[offset + len(name) :].lstrip().startswith("("):
+            if name in STATUS_FUNCTIONS:
+                where = "takes no arguments" if names.asks_status else "exists only in the `if` of a step"
+                return f"the function {name}() {where}"
             clock = "; there is no clock, use run.started_at" if name == "now" else ""
             return f"there is no function {name!r} for these arguments{clock}"
         if "." not in name and offset and source[offset - 1] == ".":
@@ -338,7 +357,7 @@ _NO_SCOPE = _NoScope()
 
 
 def _environment(declared: Iterable[str]) -> cel.Env:
-    variables = dict.fromkeys(sorted(declared), cel.Type.DYN)
+    variables = {name: cel.Type.BOOL if name in STATUS_NAMES else cel.Type.DYN for name in sorted(declared)}
     extensions = [ext_strings.ExtStrings(), ext_math.ExtMath(), ext_optional.ExtOptional(), ext_encoders.ExtEncoders()]
     return cel.NewEnv(variables=variables, extensions=extensions)
 

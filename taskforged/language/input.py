@@ -1,7 +1,7 @@
-"""The input contract of a workflow: a JSON Schema (draft 2020-12), compiled, with defaults filled in.
+"""The contract of a run's input, or of a payload that a step waits for: a JSON Schema (draft 2020-12), compiled.
 
-Nothing is ever fetched: references stay inside the schema. Patterns run in linear time (no look-around, no back
-references), so no input can make a regular expression explode.
+Defaults are filled in. Nothing is ever fetched: references stay inside the schema. Patterns run in linear time (no
+look-around, no back references), so no input can make a regular expression explode.
 """
 
 from __future__ import annotations
@@ -35,10 +35,17 @@ class SchemaFault(Exception):  # noqa: N818 - it is reported as a violation, not
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """A compiled input contract. `schema` is None when the definition has no `input:`; then any object is fine."""
+    """A compiled contract of the input of a run, or of a payload.
+
+    Attributes:
+        schema: None when the definition has no `input:`; then any object is fine.
+        validator: the same, compiled.
+        what: `input` or `payload`.
+    """
 
     schema: Json
     validator: Draft202012Validator
+    what: str = "input"
 
     def accept(self, value: Json) -> Json:
         """Answer the input with defaults filled in; the argument is not changed.
@@ -51,27 +58,29 @@ class Contract:
         if found:
             first = f"{found[0].path}: {found[0].message}"
             raise InvalidArgumentError(
-                f"the input does not fit: {first}", reason="INVALID_INPUT", violations=found[:_VIOLATIONS_MAX]
+                f"the {self.what} does not fit: {first}",
+                reason=f"INVALID_{self.what.upper()}",
+                violations=found[:_VIOLATIONS_MAX],
             )
         return filled
 
 
-def compile_schema(schema: Json) -> Contract:
+def compile_schema(schema: Json, what: str = "input") -> Contract:
     """Compile a contract; `None` is the contract of a definition that declares none.
 
     Raises:
-        SchemaFault: it is no usable JSON Schema of an object.
+        SchemaFault: it is no usable JSON Schema; that of an `input` must be one of an object.
     """
     if schema is None:
         return Contract(None, _validator({"type": "object"}))
     if not isinstance(schema, dict):
         raise SchemaFault("must be a JSON Schema, a map", [])
-    if schema.get("type") != "object":
+    if what == "input" and schema.get("type") != "object":
         raise SchemaFault("the input is always an object; write `type: object`", ["type"] if "type" in schema else [])
     if schema.get("$schema", _DRAFT).rstrip("#") != _DRAFT if isinstance(schema.get("$schema", ""), str) else True:
         raise SchemaFault(f"only draft 2020-12 is supported; leave out $schema or write {_DRAFT}", ["$schema"])
     _check_references(schema, [])
-    contract = Contract(schema, _validator(schema))
+    contract = Contract(schema, _validator(schema), what)
     _check_defaults(schema, schema, [])
     return contract
 

@@ -7,16 +7,18 @@ is a reader of a mapping, made of a table of fields.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from taskforged.engine.model import Expression
+from taskforged.engine.model import Expression, RetryPolicy
 from taskforged.errors import Violation
 from taskforged.language.durations import DURATION_MAX_S, DURATION_PATTERN, parse_duration
-from taskforged.language.expressions import Names, kind_of
+from taskforged.language.expressions import SECRET_RULE, Names, kind_of
 from taskforged.language.loader import MappingNode, Node, Position, ScalarNode, SequenceNode, to_json
+from taskforged.language.order import Place
 from taskforged.language.paths import did_you_mean, join
 from taskforged.language.templates import Templates
 
@@ -50,6 +52,11 @@ class Context:
         roots: variables that are visible now.
         visible: ids of the steps that have been passed.
         seen: where each step id was declared.
+        fan_outs: for each step inside a fan-out the fan-outs around it, the outermost first.
+        place: the step that is being read.
+        phase: `main`, `on_failure`, `on_cancel` or `compensate`.
+        retry: of activities that say nothing else.
+        timeout_s: of activities that say nothing else, in seconds.
     """
 
     templates: Templates
@@ -57,10 +64,33 @@ class Context:
     roots: frozenset[str] = frozenset()
     visible: frozenset[str] = frozenset()
     seen: dict[str, Position] = field(default_factory=dict)
+    fan_outs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    place: Place | None = None
+    phase: str = "main"
+    retry: RetryPolicy | None = None
+    timeout_s: float | None = None
 
     def names(self, extra: Iterable[str] = ()) -> Names:
         """Answer what an expression may refer to now."""
-        return Names(self.roots | frozenset(extra), self.visible)
+        return Names(self.roots | frozenset(extra), self.visible, self.why)
+
+    def why(self, step_id: str) -> str:
+        """Say why a step cannot be referred to here, if there is something to do about it."""
+        place = self.place
+        around = frozenset[str]() if place is None else place.fan_outs()
+        outside = next((one for one in self.fan_outs.get(step_id, ()) if one not in around), None)
+        if outside is not None and outside in self.visible:
+            output = f"steps.{outside}.output, a list in the order of the items"
+            return f"step {step_id!r} is inside the fan-out {outside!r}: from outside write {output}"
+        if place is None:
+            return ""
+        if self.phase == "compensate" and place.is_fan_out and step_id == place.order.ids[place.index]:
+            return "an item cannot refer to its own output here; write for_each with a group (`steps:`) instead"
+        missing = place.missing_need(step_id)
+        if missing is None:
+            return ""
+        first = f"step {step_id!r} does not come before this place, so it has no result here"
+        return f"{first}; add {missing[1]!r} to the `needs` of {missing[0]!r}"
 
     def problem(self, node: Node, path: str, message: str) -> None:
         """Report a fault."""
@@ -199,15 +229,22 @@ class Duration:
 
 @dataclass(frozen=True, slots=True)
 class ConditionText:
-    """Bare CEL that says true or false. `extra` are variables known only here."""
+    """Bare CEL that says true or false.
+
+    Attributes:
+        extra: variables known only here.
+        asks_status: `always()`, `success()` and `failure()` are known here.
+    """
 
     extra: frozenset[str] = frozenset()
+    asks_status: bool = False
 
     def read(self, node: Node, path: str, context: Context) -> Expression | None:
         if not isinstance(node, ScalarNode):
             _scalar(node, path, context, "an expression")
             return None
-        return context.templates.condition(node, path, context.names(self.extra))
+        names = dataclasses.replace(context.names(self.extra), asks_status=self.asks_status)
+        return context.templates.condition(node, path, names)
 
     def schema(self, defs: dict[str, Schema]) -> Schema:
         defs["condition"] = {"type": ["string", "boolean"], "description": "A CEL expression: true or false."}
@@ -216,15 +253,22 @@ class ConditionText:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with `${{ … }}` in it."""
+    """A text with `${{ … }}` in it.
+
+    Attributes:
+        secrets: references to secrets are possible.
+        secret_rule: what is said of secrets where they are not.
+    """
 
     secrets: bool = False
+    secret_rule: str = SECRET_RULE
 
     def read(self, node: Node, path: str, context: Context) -> Expression | None:
         if not isinstance(node, ScalarNode):
             _scalar(node, path, context, "a text")
             return None
-        return context.templates.text(node, path, context.names(), secrets=self.secrets)
+        names = dataclasses.replace(context.names(), secret_rule=self.secret_rule)
+        return context.templates.text(node, path, names, secrets=self.secrets)
 
     def schema(self, defs: dict[str, Schema]) -> Schema:
         defs["text"] = {"type": ["string", "number", "boolean"], "description": "Text, may contain ${{ … }}."}

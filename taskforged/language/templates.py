@@ -19,12 +19,13 @@ from typing import TypeAlias
 
 from taskforged.engine.model import Expression, ExpressionError, Json, Scope
 from taskforged.errors import Violation
-from taskforged.language.expressions import SECRET_RULE, SOURCE_SIZE_MAX, Compiler, Names, Static, kind_of
+from taskforged.language.expressions import SOURCE_SIZE_MAX, Compiler, Names, Static, kind_of
 from taskforged.language.loader import Node, ScalarNode, SequenceNode
 from taskforged.language.origin import Origin
 from taskforged.language.paths import join
+from taskforged.language.tokens import TOKEN
 
-__all__ = ["SECRET_NAME", "AsText", "MapTree", "Templates", "as_text"]
+__all__ = ["SECRET_NAME", "AsText", "ListTree", "MapTree", "Templates", "as_text", "makes_text"]
 
 SECRET_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z", re.ASCII)
 """What a secret may be called."""
@@ -32,13 +33,6 @@ SECRET_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,62}\Z", re.ASCII)
 _SECRET = re.compile(r"\s*secrets\s*\.\s*([A-Za-z0-9_]+)\s*\Z", re.ASCII)
 _RESERVED = ("$secret", "$concat")
 _OPENING = re.compile(r"\$?\$\{\{")
-# Inside an expression `}}` may also stand in a text or close two maps, so its tokens have to be told apart.
-_TOKEN = re.compile(
-    r'[rR][bB]?(?:"""[\s\S]*?"""|\'\'\'[\s\S]*?\'\'\'|"[^"\n]*"|\'[^\'\n]*\')'
-    r'|"""(?:[^\\]|\\[\s\S])*?"""|\'\'\'(?:[^\\]|\\[\s\S])*?\'\'\''
-    r'|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\''
-    r"|//[^\n]*|\w+|[\s\S]"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +131,13 @@ class _Guarded:
 
 
 @dataclass(frozen=True, slots=True)
-class _ListTree:
+class ListTree:
+    """A list of expressions."""
+
     items: tuple[Expression, ...]
 
     def evaluate(self, scope: Scope) -> Json:
+        """Answer a fresh list."""
         return [item.evaluate(scope) for item in self.items]
 
 
@@ -242,17 +239,17 @@ class Templates:
         origin = Origin(path, node, self.document, part.offset)
         secret = _SECRET.match(part.source)
         if secret:
-            return self._secret(secret, origin, allowed=secrets)
+            return self._secret(secret, origin, names, allowed=secrets)
         compiled = self.compiler.compile(part.source, origin, names)
         if compiled is None:
             return _FAULTY
         position = self._position(part, node, path)
         return _Guarded(compiled, part.source.strip(), position) if secrets else compiled
 
-    def _secret(self, found: re.Match[str], origin: Origin, *, allowed: bool) -> Expression:
+    def _secret(self, found: re.Match[str], origin: Origin, names: Names, *, allowed: bool) -> Expression:
         line, column = origin.at(found.start(1) if allowed else 0)
         if not allowed:
-            self.compiler.problems.append(Violation(origin.path, SECRET_RULE, line, column))
+            self.compiler.problems.append(Violation(origin.path, names.secret_rule, line, column))
         elif not SECRET_NAME.match(found[1]):
             message = "the name of a secret is written like CI_TOKEN: A-Z, 0-9 and _, at most 63"
             self.compiler.problems.append(Violation(origin.path, message, line, column))
@@ -279,6 +276,11 @@ class Templates:
     def _problem(self, node: ScalarNode, path: str, offset: int, message: str) -> None:
         line, column = Origin(path, node, self.document).at(offset)
         self.compiler.problems.append(Violation(path, message, line, column))
+
+
+def makes_text(expression: Expression) -> bool:
+    """Say whether an expression always answers a text, because it is text with values in it."""
+    return isinstance(expression, (_Text, _Concat, _SecretRef, AsText))
 
 
 def as_text(value: Json) -> str:
@@ -322,7 +324,7 @@ def _closing(text: str, start: int) -> int:
     while at < len(window):
         if depth == 0 and window.startswith("}}", at):
             return start + at
-        token = _TOKEN.match(window, at)
+        token = TOKEN.match(window, at)  # `}}` may also stand in a text or close two maps
         assert token is not None  # its last alternative matches any character
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         at = token.end()
@@ -340,7 +342,7 @@ def _combine_text(parts: list[Expression]) -> Expression:
 def _combine_list(items: list[Expression]) -> Expression:
     if all(isinstance(item, Static) for item in items):
         return Static([item.value for item in items if isinstance(item, Static)])
-    return _ListTree(tuple(items))
+    return ListTree(tuple(items))
 
 
 def _combine_map(entries: Mapping[str, Expression]) -> Expression:

@@ -9,9 +9,13 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from taskforged.language import compile_definition, json_schema
+from taskforged.language.kinds import CHILD, EVENT, HTTP, SHELL, SLEEP, WAIT
 from taskforged.language.loader import load, to_json
-from taskforged.language.spec import HTTP, KINDS, RETRY, STEP, TRIGGER, WORKFLOW
+from taskforged.language.spec import CONCURRENCY, WORKFLOW
+from taskforged.language.steps import COMPENSATE, DEFAULTS, KINDS, RETRY, STEP
+from taskforged.language.triggers import TRIGGER
 
+SHAPES = (WORKFLOW, STEP, HTTP, SHELL, SLEEP, WAIT, CHILD, EVENT, COMPENSATE, CONCURRENCY, DEFAULTS, RETRY, TRIGGER)
 ROOT = Path(__file__).parents[2]
 # The meta schema that `input` refers to is known to the validator; nothing is fetched.
 VALIDATOR = Draft202012Validator(json_schema(), offline=True)
@@ -64,7 +68,7 @@ def test_what_the_compiler_accepts_fits(source):
         "name: x\nsteps: [{id: a, transform: 1, sleep: 5s}]",
         "name: x\nsteps: [{id: a, sleep: 5}]",
         "name: x\nsteps: [{id: a, http: {url: x, json: 1, text: x}}]",
-        "name: x\nsteps: [{id: a, transform: 1}]\nqueue: q",
+        "name: x\nsteps: [{id: a, transform: 1}]\nqueue: Q",
         "name: x\nsteps: [{id: a, transform: 1}]\ninput: {type: array}",
         "name: x\non: {a: {webhook: {path: p}}}\nsteps: [{id: a, transform: 1}]",
         "name: x\nsteps: [{id: a, http: {url: x}, retry: {max_attempts: 0}}]",
@@ -75,14 +79,14 @@ def test_what_is_wrong_is_seen_by_an_editor(source):
 
 
 def test_every_key_is_described():
-    for shape in (WORKFLOW, STEP, HTTP, RETRY, TRIGGER):
+    for shape in SHAPES:
         assert all(field.about.endswith(".") for field in shape.fields.values())
         assert not shape.later & shape.fields.keys()
 
 
 def test_the_reference_names_every_key():
     reference = (ROOT / "docs/language.md").read_text()
-    for shape in (WORKFLOW, STEP, HTTP, RETRY):
+    for shape in SHAPES[:-1]:
         for key in (*shape.fields, *shape.later):
             assert f"`{key}`" in reference or f"**`{key}`**" in reference, key
     assert all(f"**`{kind}`**" in reference for kind in KINDS)
