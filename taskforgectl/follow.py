@@ -1,21 +1,21 @@
-"""A run's history as it grows, across broken streams and restarts of the daemon: nothing lost, nothing repeated."""
+"""A run's history and logs as they grow, across broken streams and restarts of the daemon: nothing lost or repeated."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, TypeVar
 
 from taskforge.v1 import run_pb2
 from taskforge.v1 import run_service_pb2 as pb
 from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 
 from taskforgectl.connection import Connection
-from taskforgectl.errors import CliError, NotRunningError, RemoteError
+from taskforgectl.errors import NotRunningError, RemoteError
 from taskforgectl.options import Settings
 
-__all__ = ["TERMINAL", "Interruption", "Portion", "follow"]
+__all__ = ["TERMINAL", "Interruption", "LogPortion", "Portion", "follow", "follow_logs"]
 
 TERMINAL = frozenset(
     {
@@ -40,10 +40,19 @@ class Portion(NamedTuple):
     run: run_pb2.Run
 
 
+class LogPortion(NamedTuple):
+    """New entries of a log, oldest first, perhaps none."""
+
+    entries: Sequence[run_pb2.LogEntry]
+
+
 class Interruption(NamedTuple):
     """The stream is broken; it is tried again."""
 
     reason: str
+
+
+T = TypeVar("T")
 
 
 def follow(
@@ -60,18 +69,79 @@ def follow(
     Raises:
         CliError: the daemon refused, or stayed away for too long.
     """
+    seen = after
+
+    def attempt(connection: Connection) -> Generator[Portion | None, None, None]:
+        nonlocal seen
+        stub = connection.stub(RunServiceStub)
+        request = pb.WatchRunRequest(run_id=run_id, after_sequence=seen)
+        with contextlib.closing(connection.stream(stub.WatchRun, request)) as responses:
+            for response in responses:
+                seen = max(seen, response.run.sequence)
+                yield Portion(response.events, response.run)
+                if response.run.state in TERMINAL:
+                    yield None
+        # A watch from the last event on ends without a word. Only this tells it from a stream that was cut.
+        run = connection.ask(stub.GetRun, pb.GetRunRequest(run_id=run_id)).run
+        if run.state in TERMINAL and run.sequence <= seen:
+            yield Portion((), run)
+            yield None
+
+    return _unbroken(settings, attempt, reconnect_s, f"taskforgectl run watch {run_id}")
+
+
+def follow_logs(
+    settings: Settings, run_id: str, *, step: str, after: str, reconnect_s: float
+) -> Generator[LogPortion | Interruption, None, None]:
+    """Yield the log entries after a cursor until the run has ended. Parameters and errors are those of `follow`.
+
+    Args:
+        settings: where to connect.
+        run_id: the run.
+        step: key of the only step to follow; empty: all.
+        after: cursor of the last entry already seen; empty: from the beginning.
+        reconnect_s: how long a broken stream may stay broken.
+    """
+    seen = after
+
+    def attempt(connection: Connection) -> Generator[LogPortion | None, None, None]:
+        nonlocal seen
+        stub = connection.stub(RunServiceStub)
+        request = pb.WatchRunLogsRequest(run_id=run_id, step=step, after_cursor=seen)
+        with contextlib.closing(connection.stream(stub.WatchRunLogs, request)) as responses:
+            for response in responses:
+                if response.entries:
+                    seen = response.entries[-1].cursor
+                yield LogPortion(response.entries)
+        run = connection.ask(stub.GetRun, pb.GetRunRequest(run_id=run_id)).run
+        if run.state in TERMINAL:  # a stream that ends in order has sent everything
+            yield None
+
+    return _unbroken(settings, attempt, reconnect_s, f"taskforgectl run logs {run_id} --follow")
+
+
+def _unbroken(
+    settings: Settings, attempt: Callable[[Connection], Generator[T | None, None, None]], reconnect_s: float, again: str
+) -> Generator[T | Interruption, None, None]:
+    """Yield what streams bring, one after the other, until one says that all was seen.
+
+    Args:
+        settings: where to connect.
+        attempt: yields what one stream brings, from where the last one stopped; None says that this was all.
+        reconnect_s: how long a broken stream may stay broken.
+        again: the command that goes on later.
+    """
     broken_at: float | None = None
     pause_s = _PAUSE_MIN_S
     while True:
+        reason = "the stream ended early"
         try:
-            with contextlib.closing(_stream(settings, run_id, after)) as portions:
+            with Connection(settings) as connection, contextlib.closing(attempt(connection)) as portions:
                 for portion in portions:
-                    broken_at, pause_s = None, _PAUSE_MIN_S
-                    after = max(after, portion.run.sequence)
-                    yield portion
-                    if portion.run.state in TERMINAL:
+                    if portion is None:
                         return
-            reason = "the stream ended early"
+                    broken_at, pause_s = None, _PAUSE_MIN_S
+                    yield portion
         except NotRunningError as error:
             reason = error.message
         except RemoteError as error:
@@ -81,26 +151,13 @@ def follow(
         now = time.monotonic()
         broken_at = now if broken_at is None else broken_at
         if now - broken_at + pause_s > reconnect_s:
-            raise _lost(run_id, reason, reconnect_s)
+            raise _lost(reason, reconnect_s, again)
         yield Interruption(reason)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, _PAUSE_MAX_S)
 
 
-def _stream(settings: Settings, run_id: str, after: int) -> Generator[Portion, None, None]:
-    with Connection(settings) as connection:
-        stub = connection.stub(RunServiceStub)
-        request = pb.WatchRunRequest(run_id=run_id, after_sequence=after)
-        with contextlib.closing(connection.stream(stub.WatchRun, request)) as responses:
-            for response in responses:
-                yield Portion(response.events, response.run)
-        # A watch from the last event on ends without a word. Only this tells it from a stream that was cut.
-        run = connection.ask(stub.GetRun, pb.GetRunRequest(run_id=run_id)).run
-        if run.state in TERMINAL and run.sequence <= after:
-            yield Portion((), run)
-
-
-def _lost(run_id: str, reason: str, reconnect_s: float) -> CliError:
+def _lost(reason: str, reconnect_s: float, again: str) -> RemoteError:
     error = RemoteError("UNAVAILABLE", f"lost the daemon for {reconnect_s:g} s: {reason}")
-    error.hint = f"the run is safe on disk; once the daemon is back: taskforgectl run watch {run_id}"
+    error.hint = f"the run is safe on disk; once the daemon is back: {again}"
     return error

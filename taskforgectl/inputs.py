@@ -1,4 +1,4 @@
-"""A run's input from the command line."""
+"""A run's input, and other JSON, from the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from taskforgectl.errors import EXIT_USAGE, CliError
 from taskforgectl.files import read_text
 
-__all__ = ["input_json"]
+__all__ = ["input_json", "json_value"]
 
 
 def input_json(pairs: Sequence[str], text: str | None, file: str | None) -> str:
@@ -36,6 +36,34 @@ def input_json(pairs: Sequence[str], text: str | None, file: str | None) -> str:
     if text is not None and not pairs:
         return text
     return json.dumps(base | dict(_pair(one) for one in pairs), ensure_ascii=False)
+
+
+def json_value(text: str | None, option: str) -> str:
+    """Answer any JSON value as it was typed, so that no digit of a number gets lost; empty when none was given.
+
+    Args:
+        text: JSON, or `@FILE`, or `-` for stdin; no JSON begins or looks like these.
+        option: where it was given, for the message.
+
+    Raises:
+        CliError: it is no JSON, or the file cannot be read.
+    """
+    if text is None:
+        return ""
+    if text == "-":
+        text = read_text("-")
+    elif text.startswith("@"):
+        text = read_text(text[1:])
+    try:
+        json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        hint = "a text needs quotes of its own: '\"yes\"'; @FILE reads a file, - reads stdin"
+        raise CliError(f"{option} is not JSON: {error}", hint=hint, code=EXIT_USAGE) from None
+    return text
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _parse_object(text: str, source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`taskforgectl workflow`: apply, check and show definitions."""
+"""`taskforgectl workflow`: apply, check, show and draw definitions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from taskforge.v1 import workflow_service_pb2 as pb
 from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
+from taskforgectl.commands.graph import graph
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError, RemoteError, Violation
 from taskforgectl.files import read_text
@@ -46,7 +47,10 @@ _files_option = click.option(
 
 @click.group("workflow", cls=Noun)
 def command() -> None:
-    """Apply, check and show workflows."""
+    """Apply, check, show and draw workflows."""
+
+
+command.add_command(graph)
 
 
 # --- apply and validate ----------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class LiveView:
 
     def _steps(self, now: float) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))
-        steps = list(self._board.steps.values())  # a copy: the other thread adds steps meanwhile
+        steps = list(self._board.rows())
         if len(steps) > self.rows_max:
             table.add_row("", Text(f"… {len(steps) - self.rows_max} earlier steps", style="dim"))
         for step in steps[-self.rows_max :]:

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from cli.fake import Caller, Fake
 from cli.support import FAILS, HELLO, NAP, SHORT_NAPS, Ctl
 from harness import Daemon
 
@@ -49,3 +50,18 @@ def empty() -> Iterator[Ctl]:
     finally:
         subprocess.run(ctl.command("down"), env=ctl.environment(), capture_output=True, timeout=60, check=False)
         made.close()
+
+
+@pytest.fixture(scope="session")
+def _fake() -> Iterator[Fake]:
+    made = Fake()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def call(_fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Caller:
+    """Commands in this process, against a daemon that answers what the test wants."""
+    _fake.answers.clear()
+    _fake.requests.clear()
+    return Caller(_fake, monkeypatch, capsys)

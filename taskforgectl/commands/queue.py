@@ -1,0 +1,138 @@
+"""`taskforgectl queue`: the lanes in which steps wait for executors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from taskforge.v1 import queue_service_pb2 as pb
+from taskforge.v1.queue_service_pb2_grpc import QueueServiceStub
+
+from taskforgectl.connection import Connection
+from taskforgectl.lazy import Noun
+from taskforgectl.options import Settings
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.output import Item, echo, note, show_item, show_list
+from taskforgectl.render.plain import plain
+from taskforgectl.render.tables import Column, local_time, show_details, show_table
+
+__all__ = ["command"]
+
+_count = click.IntRange(0, 1_000_000)
+
+
+@click.group("queue", cls=Noun)
+def command() -> None:
+    """Show and limit the lanes in which steps wait."""
+
+
+@command.command("list")
+@limit_option
+@click.pass_obj
+def list_(settings: Settings, limit: int) -> None:
+    """List the queues of a namespace by name."""
+    with Connection(settings) as connection:
+        stub = connection.stub(QueueServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            request = pb.ListQueuesRequest(namespace=settings.namespace, page_size=size, page_token=token)
+            answer = connection.ask(stub.ListQueues, request)
+            return answer.queues, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    show_list(
+        settings, rows, key="name", table=lambda items: show_table(settings, items, _COLUMNS, empty="no queues yet")
+    )
+
+
+def _maximum(queue: Item) -> str:
+    return str(queue["running_steps_max"] or "no limit")
+
+
+_COLUMNS = [
+    Column("QUEUE", lambda one: one["name"]),
+    Column("STATE", lambda one: "PAUSED" if one["paused"] else "open"),
+    Column("PRIORITY", lambda one: one["priority"]),
+    Column("WAITING", lambda one: one["waiting"]),
+    Column("RUNNING", lambda one: one["running"]),
+    Column("MAX RUNNING", _maximum),
+    Column("UPDATED", lambda one: local_time(one["update_time"])),
+]
+
+
+@command.command("show")
+@click.argument("name")
+@click.pass_obj
+def show(settings: Settings, name: str) -> None:
+    """Show a queue."""
+    with Connection(settings) as connection:
+        method = connection.stub(QueueServiceStub).GetQueue
+        queue = plain(connection.ask(method, pb.GetQueueRequest(namespace=settings.namespace, name=name)).queue)
+    show_item(settings, queue, key="name", people=lambda one: _show_whole(settings, one))
+
+
+def _show_whole(settings: Settings, queue: Item) -> None:
+    pairs = [
+        ("queue", queue["name"]),
+        ("namespace", queue["namespace"]),
+        ("state", "PAUSED" if queue["paused"] else "open"),
+        ("priority", queue["priority"]),
+        ("waiting steps", queue["waiting"]),
+        ("running steps", queue["running"]),
+        ("most at once", _maximum(queue)),
+        ("created", local_time(queue["create_time"])),
+        ("updated", local_time(queue["update_time"])),
+    ]
+    show_details(settings, pairs)
+
+
+@command.command("set")
+@click.argument("name")
+@click.option("--running-steps-max", type=_count, metavar="N", help="Steps at work at once; 0 means no limit.")
+@click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="Of runs that name none; larger is sooner.")
+@click.pass_obj
+def set_(settings: Settings, name: str, running_steps_max: int | None, priority: int | None) -> None:
+    """Create a queue, or change what is given."""
+    request = pb.SetQueueRequest(
+        namespace=settings.namespace, name=name, running_steps_max=running_steps_max, priority=priority
+    )
+    _set(settings, request, "set")
+
+
+@command.command("pause")
+@click.argument("name")
+@click.pass_obj
+def pause(settings: Settings, name: str) -> None:
+    """Let no step of a queue start. Steps under way end."""
+    _set_paused(settings, name, paused=True)
+
+
+@command.command("resume")
+@click.argument("name")
+@click.pass_obj
+def resume(settings: Settings, name: str) -> None:
+    """Let the steps of a queue start again."""
+    _set_paused(settings, name, paused=False)
+
+
+def _set_paused(settings: Settings, name: str, *, paused: bool) -> None:
+    request = pb.SetQueueRequest(namespace=settings.namespace, name=name, paused=paused)
+    _set(settings, request, "paused" if paused else "resumed")
+
+
+def _set(settings: Settings, request: pb.SetQueueRequest, verb: str) -> None:
+    with Connection(settings) as connection:
+        queue = plain(connection.ask(connection.stub(QueueServiceStub).SetQueue, request).queue)
+    show_item(settings, queue, key="name", people=lambda one: echo(f"{one['name']}  {verb}"))
+
+
+@command.command("delete")
+@click.argument("name")
+@click.pass_obj
+def delete(settings: Settings, name: str) -> None:
+    """Delete a queue and its limits."""
+    with Connection(settings) as connection:
+        method = connection.stub(QueueServiceStub).DeleteQueue
+        connection.tell(method, pb.DeleteQueueRequest(namespace=settings.namespace, name=name))
+    note(settings, f"{name}  deleted")

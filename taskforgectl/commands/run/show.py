@@ -1,0 +1,159 @@
+"""`taskforgectl run list`, `show`, `steps`, `history` and `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from taskforge.v1 import run_pb2
+from taskforge.v1 import run_service_pb2 as pb
+from taskforge.v1.run_service_pb2_grpc import RunServiceStub
+
+from taskforgectl.commands.run.outcome import get_run, show_run
+from taskforgectl.connection import Connection
+from taskforgectl.errors import EXIT_FAILED
+from taskforgectl.options import Settings, Verb
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.board import describe_body
+from taskforgectl.render.output import Item, echo, show_item, show_list
+from taskforgectl.render.plain import plain
+from taskforgectl.render.runs import STEP_COLUMNS
+from taskforgectl.render.tables import Column, age, local_time, show_table
+
+__all__ = ["verbs"]
+
+_STATES = [one.name.removeprefix("STATE_") for one in run_pb2.Run.State.DESCRIPTOR.values if one.number]
+_STEP_STATES = [one.name.removeprefix("STATE_") for one in run_pb2.StepRun.State.DESCRIPTOR.values if one.number]
+
+
+@click.command("list", cls=Verb)
+@click.option("--workflow", metavar="NAME", default="", help="Only runs of this workflow.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(_STATES, case_sensitive=False), help="Only in this state."
+)
+@click.option("--event", "event_id", metavar="ID", default="", help="Only runs that this event started.")
+@limit_option
+@click.pass_obj
+def _list(settings: Settings, *, workflow: str, states: Sequence[str], event_id: str, limit: int) -> None:
+    """List runs, newest first."""
+    wanted = [run_pb2.Run.State.Value(f"STATE_{state}") for state in states]
+    with Connection(settings) as connection:
+        stub = connection.stub(RunServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            request = pb.ListRunsRequest(
+                namespace=settings.namespace,
+                workflow=workflow,
+                states=wanted,
+                event_id=event_id,
+                page_size=size,
+                page_token=token,
+            )
+            answer = connection.ask(stub.ListRuns, request)
+            return answer.runs, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    filtered = bool(workflow or states or event_id)
+    empty = "no runs fit" if filtered else "no runs yet; start one with `taskforgectl run start WORKFLOW`"
+    show_list(settings, rows, key="id", table=lambda items: show_table(settings, items, _RUN_COLUMNS, empty=empty))
+
+
+_RUN_COLUMNS = [
+    Column("RUN", lambda one: one["id"]),
+    Column("WORKFLOW", lambda one: f"{one['workflow']} v{one['version']}"),
+    Column("STATE", lambda one: one["state"]),
+    Column("TRIGGER", lambda one: one["trigger"]),
+    Column("CREATED", lambda one: local_time(one["create_time"])),
+    Column("TOOK", lambda one: age(one["create_time"], one["end_time"])),
+]
+
+
+@click.command("show", cls=Verb)
+@click.argument("run_id", metavar="RUN")
+@click.pass_obj
+def _show(settings: Settings, run_id: str) -> None:
+    """Show a run with its steps. Of a fan-out's items those that need attention; `run steps` lists all."""
+    show_run(settings, get_run(settings, run_id))
+
+
+@click.command("steps", cls=Verb)
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(_STEP_STATES, case_sensitive=False),
+    help="Only in this state. May be given several times.",
+)
+@click.option("--prefix", metavar="TEXT", default="", help="Only steps whose keys begin so, for example 'notify['.")
+@limit_option
+@click.pass_obj
+def _steps(settings: Settings, *, run_id: str, states: Sequence[str], prefix: str, limit: int) -> None:
+    """List a run's steps in the order in which they were reached."""
+    wanted = [run_pb2.StepRun.State.Value(f"STATE_{state}") for state in states]
+    with Connection(settings) as connection:
+        stub = connection.stub(RunServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            request = pb.ListRunStepsRequest(
+                run_id=run_id, key_prefix=prefix, states=wanted, page_size=size, page_token=token
+            )
+            answer = connection.ask(stub.ListRunSteps, request)
+            return answer.steps, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    empty = "no steps fit" if states or prefix else "no step was reached yet"
+    show_list(settings, rows, key="key", table=lambda items: show_table(settings, items, STEP_COLUMNS, empty=empty))
+
+
+@click.command("history", cls=Verb)
+@click.argument("run_id", metavar="RUN")
+@limit_option
+@click.pass_obj
+def _history(settings: Settings, run_id: str, limit: int) -> None:
+    """List a run's history, oldest first."""
+    with Connection(settings) as connection:
+        stub = connection.stub(RunServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            request = pb.GetRunHistoryRequest(run_id=run_id, page_size=size, page_token=token)
+            answer = connection.ask(stub.GetRunHistory, request)
+            return answer.events, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    columns = [
+        Column("SEQ", lambda one: one["sequence"]),
+        Column("TIME", lambda one: local_time(one["create_time"])),
+        Column("KIND", lambda one: one["kind"]),
+        Column("STEP", lambda one: one["step"]),
+        Column("ATTEMPT", lambda one: one["attempt"] or ""),
+        Column("DETAIL", lambda one: describe_body(one["kind"], one["body"])),
+    ]
+    show_list(
+        settings, rows, key="sequence", table=lambda items: show_table(settings, items, columns, empty="no history")
+    )
+
+
+@click.command("verify", cls=Verb)
+@click.argument("run_id", metavar="RUN")
+@click.pass_context
+def _verify(context: click.Context, run_id: str) -> None:
+    """Prove that a run's history is unbroken and decides the same again. Exit code 1 when it does not."""
+    settings: Settings = context.obj
+    with Connection(settings) as connection:
+        method = connection.stub(RunServiceStub).VerifyRun
+        verdict = {"run_id": run_id, **plain(connection.ask(method, pb.VerifyRunRequest(run_id=run_id)))}
+    show_item(settings, verdict, key="run_id", people=_tell_verdict)
+    if not verdict["intact"]:
+        context.exit(EXIT_FAILED)
+
+
+def _tell_verdict(verdict: Item) -> None:
+    if verdict["intact"]:
+        echo(f"intact: {verdict['events']} events, head {verdict['head_hash'][:16]}")
+    for fault in verdict["faults"]:
+        echo(f"fault: {fault}")
+
+
+verbs = (_list, _show, _steps, _history, _verify)

@@ -1,0 +1,1 @@
+"""A workflow's graph, drawn as text, Mermaid, Graphviz DOT or SVG."""
