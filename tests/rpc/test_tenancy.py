@@ -72,7 +72,18 @@ class World:
             dead_letters=DeadLetters(store=store, clock=self.clock, retry=self.retry),
             views=Views(store),
             **dict.fromkeys(
-                ("workflows", "runs", "steering", "repeats", "verifier", "events", "secrets", "system", "logs")
+                (
+                    "workflows",
+                    "runs",
+                    "steering",
+                    "repeats",
+                    "verifier",
+                    "events",
+                    "secrets",
+                    "system",
+                    "logs",
+                    "explainer",
+                )
             ),
         )
         self.server = RpcServer(controls)

@@ -132,8 +132,9 @@ def test_the_splitter_knows_triggers_strings_and_comments():
 def test_every_named_query_is_valid_sql_for_the_schema(path):
     connection = connect_writer(path)
     for name, sql in QUERIES.items():
-        count = sql.count("?")
-        connection.execute(f"EXPLAIN {sql}", [None] * count).fetchall()
+        count = max([sql.count("?"), *map(int, re.findall(r"\?(\d+)", sql))]) if "?" in sql else 0
+        named = re.findall(r":(\w+)", sql)
+        connection.execute(f"EXPLAIN {sql}", dict.fromkeys(named) if named else [None] * count).fetchall()
         assert name == name.lower()
     connection.close()
 
@@ -194,7 +195,10 @@ def test_the_schema_refuses_impossible_runs(path, state, ended):
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
         connection.execute(
             QUERIES["insert_run"],
-            (1, "run_1", 1, 1, 1, state, 1, bytes(32), 0, "manual", None, None, None, 1, 1, ended),
+            (
+                *(1, "run_1", 1, 1, 1, state, 1, bytes(32), 0, "manual", None, None, None, 1, 1, ended),
+                *("default", 5, "", 0, 0, None, None, None),
+            ),
         )
     connection.close()
 
