@@ -247,7 +247,7 @@ class Templates:
         return _Guarded(compiled, part.source.strip(), position) if secrets else compiled
 
     def _secret(self, found: re.Match[str], origin: Origin, names: Names, *, allowed: bool) -> Expression:
-        line, column = origin.at(found.start(1) if allowed else 0)
+        line, column = origin.at(found.start(1) if allowed else found[0].index("secrets"))
         if not allowed:
             self.compiler.problems.append(Violation(origin.path, names.secret_rule, line, column))
         elif not SECRET_NAME.match(found[1]):

@@ -48,6 +48,10 @@ ACCEPTED = [
     "name: x\non: {a: {manual: }, b: {manual: {}}}\nsteps: [{id: a, transform: 1}]",
     "name: x\non: {a: {webhook: {path: p, verify: {scheme: none}}, if: 'true', input: '${{ event.body }}'}}\nsteps: [{id: a, transform: 1}]",
     "name: x\nsteps: [{id: a, http: {url: 'http://x', accept: [200, 2xx, 200-204], headers: {A: 1, B: true, C: x}, form: {a: 1.5}}}]",
+    "name: x\nqueue: q\npriority: 0\ncancel_grace: 5s\nconcurrency: {group: g, limit: 2, on_limit: skip}\ndefaults: {timeout: 5s}\nsteps: [{id: a, needs: [], sleep: {until: '2026-12-24T18:00:00.5+01:00'}}]\non_cancel: [{id: b, fail: x}]",
+    "name: x\nsteps: [{id: a, for_each: [1], max_parallel: 1, max_failures: 1, steps: [{id: b, sleep: {for: '${{ item }}'}}], output: 1}, {id: c, needs: a, for_each: {a: 1}, transform: 1}]",
+    "name: x\nsteps: [{id: a, wait: {signal: s, schema: {type: string}, timeout: 5s, on_timeout: continue}}, {id: b, wait: {approval: x}}, {id: c, workflow: c}, {id: d, workflow: {name: c, version: 1, input: '${{ input }}'}}]",
+    "name: x\nsteps: [{id: a, event: {type: a.b, data: 1}, compensate: {shell: {command: [ls]}, effect: once}}, {id: b, shell: {command: [/bin/ls, 5], env: {A: 1}, cwd: /x, stdin: x, output: none, exit_codes: [0, 1], max_output: 5}}]",
     "name: x\nsteps: [{id: a, switch: [{if: 'true', steps: [{id: b, fail: x}]}, {steps: [{id: c, fail: x}]}]}]\non_failure: [{id: d, fail: x}]",
 ]
 
@@ -72,6 +76,13 @@ def test_what_the_compiler_accepts_fits(source):
         "name: x\nsteps: [{id: a, transform: 1}]\ninput: {type: array}",
         "name: x\non: {a: {webhook: {path: p}}}\nsteps: [{id: a, transform: 1}]",
         "name: x\nsteps: [{id: a, http: {url: x}, retry: {max_attempts: 0}}]",
+        "name: x\nsteps: [{id: a, sleep: {for: 5m, until: '2026-12-24T18:00:00Z'}}]",
+        "name: x\nsteps: [{id: a, wait: {}}]",
+        "name: x\nsteps: [{id: a, shell: {command: ls}}]",
+        "name: x\nsteps: [{id: a, shell: {command: ['${{ input.p }}']}}]",
+        "name: x\nsteps: [{id: a, transform: 1, compensate: {transform: 1}}]",
+        "name: x\nsteps: [{id: a, for_each: 5, transform: 1}]",
+        "name: x\nsteps: [{id: a, needs: [A], transform: 1}]",
     ],
 )
 def test_what_is_wrong_is_seen_by_an_editor(source):

@@ -155,11 +155,11 @@ def test_an_expression_cannot_make_a_secret_either(config):
         (http(['headers: {A: "${{ secrets.A + \'x\' }}"}']), (6, 25), "may only be written"),
         (http(['headers: {A: "${{ \'x\' + secrets.A }}"}']), (6, 31), "may only be written"),
         (http(['headers: {A: "${{ secrets }}"}']), (6, 25), "may only be written"),
-        ("name: x\nsteps:\n  - id: a\n    http:\n      url: http://x/${{ secrets.A }}\n", (5, 24), "may only be written"),
-        ("name: x\nsteps:\n  - id: a\n    transform: ${{ secrets.A }}\n", (4, 19), "may only be written"),
-        ("name: x\nsteps:\n  - id: a\n    fail: ${{ secrets.A }}\n", (4, 14), "may only be written"),
+        ("name: x\nsteps:\n  - id: a\n    http:\n      url: http://x/${{ secrets.A }}\n", (5, 25), "may only be written"),
+        ("name: x\nsteps:\n  - id: a\n    transform: ${{ secrets.A }}\n", (4, 20), "may only be written"),
+        ("name: x\nsteps:\n  - id: a\n    fail: ${{ secrets.A }}\n", (4, 15), "may only be written"),
         ("name: x\nsteps:\n  - id: a\n    if: secrets.A == 'x'\n    fail: x\n", (4, 9), "may only be written"),
-        ("name: x\nsteps:\n  - id: a\n    fail: x\noutput: ${{ secrets.A }}\n", (5, 12), "may only be written"),
+        ("name: x\nsteps:\n  - id: a\n    fail: x\noutput: ${{ secrets.A }}\n", (5, 13), "may only be written"),
     ],
 )  # fmt: skip
 def test_secrets_in_wrong_places(faults, source, where, part):
