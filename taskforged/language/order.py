@@ -165,14 +165,15 @@ class _Reader:
         return None
 
     def report_cycle(self, cycle: list[int], items: Sequence[Node], path: str) -> None:
-        names = " -> ".join(self.ids[index] or f"step {index + 1}" for index in (*cycle, cycle[0]))
-        index = next(index for index in cycle if (item := items[index]) and _needs_of(item) is not None)
-        node = _needs_of(items[index])
-        assert node is not None
+        shown = [self.ids[index] or f"step {index + 1}" for index in (*cycle, cycle[0])]
+        names = " -> ".join(shown if len(shown) <= _SHOWN_MAX else [*shown[: _SHOWN_MAX - 2], "…", shown[-1]])
+        index, node = next((one, found) for one in cycle if (found := _needs_of(items[one])) is not None)
         hint = "" if all(_needs_of(items[one]) is not None for one in cycle) else _CHAIN
         self._report(node, join(join(path, index), "needs"), f"the steps wait for each other: {names}{hint}")
 
 
+_SHOWN_MAX = 12
+"""Steps of a cycle that a message names."""
 _CHAIN = "; a step without `needs` follows the one above it"
 
 

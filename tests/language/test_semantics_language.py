@@ -117,6 +117,11 @@ def test_every_cycle_is_named_once_and_nothing_follows_from_it(faults):
     ]
 
 
+def test_a_long_cycle_is_shortened(faults):
+    ((_, _, _, message),) = faults(steps(*(f"{{id: s{i}, needs: [s{(i + 1) % 40}], transform: 1}}" for i in range(40))))
+    assert message.endswith("s7 -> s8 -> s9 -> … -> s0")
+
+
 def test_a_long_list_in_reverse():
     lines = [f"{{id: s{i}, needs: [s{i + 1}], transform: 1}}" for i in range(499)]
     main = model(*lines, "{id: s499, needs: [], transform: 1}").main
