@@ -55,6 +55,7 @@ def test_the_tour(tmp_path):
         assert '"outcome":"ACCEPTED"' in done.stdout
         assert done.stdout.count("SUCCEEDED") >= 3
         assert "intact" in done.stdout
+        assert "waits for approval" in done.stdout
         assert not list(tmp_path.glob("tmp.*/taskforge/taskforged.json")), "the tour leaves no daemon behind"
     finally:
         for lock in tmp_path.glob("tmp.*/taskforge/taskforged.lock"):
