@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -29,6 +30,8 @@ import aiohttp
 import uvloop
 from google.protobuf.duration_pb2 import Duration
 from taskforge.v1 import (
+    namespace_service_pb2,
+    namespace_service_pb2_grpc,
     run_pb2,
     run_service_pb2,
     run_service_pb2_grpc,
@@ -36,6 +39,8 @@ from taskforge.v1 import (
     secret_service_pb2_grpc,
     system_service_pb2,
     system_service_pb2_grpc,
+    workflow_service_pb2,
+    workflow_service_pb2_grpc,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -93,6 +98,19 @@ steps:
   - id: look
     transform: {tag: "${{ input.tag }}"}
 """
+
+
+FAN = """
+name: fan
+input: {type: object, properties: {n: {type: integer}, items: {type: array}, url: {type: string}}}
+steps:
+  - id: many
+    for_each: ${{ input.items }}
+    max_parallel: 1000
+    %s
+"""
+FAN_LIGHT = FAN % 'transform: {n: "${{ item + 1 }}"}'
+FAN_HTTP = FAN.replace("name: fan", "name: httpfan") % 'http: {method: POST, url: "${{ input.url }}", json: {n: 1}}'
 
 
 @dataclass(slots=True)
@@ -189,9 +207,9 @@ class Client:
         self._system = system_service_pb2_grpc.SystemServiceStub(channel)  # type: ignore[arg-type]
         self.daemon = daemon
 
-    async def start(self, workflow: str, payload: str, *, wait: bool) -> run_pb2.Run:
+    async def start(self, workflow: str, payload: str, *, wait: bool, namespace: str = "") -> run_pb2.Run:
         """StartRun; with `wait` the answer is the finished run."""
-        request = run_service_pb2.StartRunRequest(workflow=workflow, input_json=payload)
+        request = run_service_pb2.StartRunRequest(namespace=namespace, workflow=workflow, input_json=payload)
         if wait:
             request.wait.CopyFrom(WAIT)
         answer = await self._runs.StartRun(request, metadata=self._token)
@@ -207,9 +225,13 @@ class Client:
         if len(answer.run_ids) != size:
             raise RuntimeError(f"asked for {size} runs, got {len(answer.run_ids)}")
 
+    async def open_runs(self) -> int:
+        """How many runs are open."""
+        return (await self._system.GetStats(system_service_pb2.GetStatsRequest(), metadata=self._token)).open_runs
+
     async def until_idle(self) -> None:
         """Return when no run is open."""
-        while (await self._system.GetStats(system_service_pb2.GetStatsRequest(), metadata=self._token)).open_runs:
+        while await self.open_runs():
             await asyncio.sleep(0.002)
 
     async def check_all_succeeded(self, workflow: str, count: int) -> None:
@@ -443,6 +465,59 @@ async def bench_chain(b: Bench) -> None:
     )
 
 
+async def bench_fan(b: Bench) -> None:
+    """(i) One run that fans out, from StartRun to its end."""
+    with bare.server("echo") as port:
+        async with serving(FAN_LIGHT, FAN_HTTP) as client:
+            for workflow, what, size, budget in (
+                ("fan", "light", 1000, 0.35),
+                ("fan", "light", 10_000, 3.5),
+                ("httpfan", "HTTP", 1000, 0.35),
+            ):
+                text = json.dumps({"items": list(range(size)), "url": f"http://127.0.0.1:{port}/echo"})
+                _, took = await in_flight(3 if b.quick else 7, functools.partial(_fan, client, workflow, text), 1)
+                name = f"fan-out of {size:,} {what} steps, median"
+                yardstick = size / b.sqlite(100)
+                b.add(Row(name, percentile(took, 0.5), "s", budget, yardstick, "100 a commit", higher=False))
+
+
+async def _fan(client: Client, workflow: str, text: str, _: int) -> None:
+    await client.start(workflow, text, wait=True)
+
+
+async def bench_fair(b: Bench) -> None:
+    """(j) One run of a quiet tenant, beside 10,000 runs of another one, against the same run alone."""
+    count = b.count(10_000)
+    with bare.server("echo") as port:
+        text = json.dumps({"url": f"http://127.0.0.1:{port}/echo"})
+        async with serving(HTTP) as client:
+            namespaces = client.daemon.stub(namespace_service_pb2_grpc.NamespaceServiceStub)
+            await namespaces.SetNamespace(namespace_service_pb2.SetNamespaceRequest(name="quiet"))
+            workflows = client.daemon.stub(workflow_service_pb2_grpc.WorkflowServiceStub)
+            await workflows.ApplyWorkflow(workflow_service_pb2.ApplyWorkflowRequest(namespace="quiet", source=HTTP))
+            start = functools.partial(client.start, "http", text, wait=True, namespace="quiet")
+            _, alone = await in_flight(5, lambda _: start(), 1)
+            for at in range(0, count, 1000):
+                await client.start_batch("http", text, min(1000, count - at))
+            _, beside = await in_flight(5, lambda _: start(), 1)
+            left = await client.open_runs()
+            if not left:
+                raise RuntimeError("the flood was over before it was measured")
+            await client.until_idle()
+    b.add(
+        Row(
+            f"run beside {count:,} of another tenant, median",
+            percentile(beside, 0.5) * 1e3,
+            "ms",
+            None,
+            percentile(alone, 0.5) * 1e3,
+            "the same run alone",
+            higher=False,
+            note=f"{left:,} runs of the other were still open",
+        )
+    )
+
+
 async def bench_start(b: Bench) -> None:
     """(g) From exec to an answered GetInfo, and resident memory when idle."""
     daemon = Daemon(env={"PYTHONWARNINGS": "ignore", "TASKFORGE_LOG_LEVEL": "warning"})
@@ -503,6 +578,8 @@ BENCHES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "latency": bench_latency,
     "webhook": bench_webhook,
     "chain": bench_chain,
+    "fan": bench_fan,
+    "fair": bench_fair,
     "start": bench_start,
     "disk": bench_disk,
 }
