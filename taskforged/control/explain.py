@@ -540,7 +540,7 @@ def _cut(text: str) -> str:
 
 def _sentence(text: str) -> str:
     text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "…")) else f"{text}."
+    return text if text.endswith((".", "…", "?", "!")) else f"{text}."
 
 
 def _span(micros: int) -> str:
