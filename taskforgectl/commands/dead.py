@@ -171,8 +171,8 @@ def _selection_options(function: F) -> F:
             raise CliError("--workflow, --step, --code and --before go with --all", code=EXIT_USAGE)
         settings: Settings = context.obj
         fitting = pb.DeadLetterFilter(namespace=settings.namespace, workflow=workflow, step=step, error_code=code)
-        if before is not None:
-            fitting.before.CopyFrom(parse_time(before, "--before", dt.datetime.now(dt.UTC)))
+        # Always bounded: what is retried may die again while others are still to be retried, and must not come back.
+        fitting.before.CopyFrom(parse_time(before or "+0s", "--before", dt.datetime.now(dt.UTC)))
         is_asked_for = everything and not yes and not dry_run and sys.stdin.isatty()
         selection = _Selection(run_ids, fitting if everything else None, is_asked_for, dry_run)
         return function(context, selection=selection, **values)

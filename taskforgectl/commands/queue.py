@@ -90,7 +90,7 @@ def _show_whole(settings: Settings, queue: Item) -> None:
 @command.command("set")
 @click.argument("name")
 @click.option("--running-steps-max", type=_count, metavar="N", help="Steps at work at once; 0 means no limit.")
-@click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="Of runs that name none; larger is sooner.")
+@click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="Among the queues; the larger, the sooner.")
 @click.pass_obj
 def set_(settings: Settings, name: str, running_steps_max: int | None, priority: int | None) -> None:
     """Create a queue, or change what is given."""

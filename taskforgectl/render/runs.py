@@ -16,6 +16,8 @@ _QUIET = frozenset({"SUCCEEDED", "SKIPPED", "CANCELLED", "QUEUED"})
 """States in which the step of a fan-out's item is not worth a line."""
 
 _ITEM_LINES_MAX = 20
+_JSON_LINES_MAX = 60
+_JSON_TEXT_MAX = 2000
 
 
 def show_whole(settings: Settings, run: Item) -> None:
@@ -65,7 +67,16 @@ def error_text(error: Item) -> str:
 
 
 def _pretty(value: Any) -> str:
-    return "" if value in (None, {}) else json.dumps(value, ensure_ascii=False, indent=2)
+    """Answer a value as JSON, as much of it as a person reads."""
+    if value in (None, {}):
+        return ""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    if text.count("\n") < _JSON_LINES_MAX:
+        return text
+    text = json.dumps(value, ensure_ascii=False)
+    return (
+        text if len(text) <= _JSON_TEXT_MAX else f"{text[:_JSON_TEXT_MAX]}… ({len(text):,} characters; -o json has all)"
+    )
 
 
 def condensed(steps: Sequence[Item]) -> list[Item]:

@@ -200,3 +200,79 @@ def test_the_live_view_draws_and_cleans(monkeypatch):
     assert "\x1b[31mb\x07" not in drawn
     for part in ("run_1", "FAILED", "✓", "s8", "e: m"):
         assert part in drawn, part
+
+
+# --- fan-outs --------------------------------------------------------------------------------------------------------
+
+FAN = 5000
+
+
+def _fan_out_events(failing: frozenset[int] = frozenset()) -> list[run_pb2.HistoryEvent]:
+    found = [
+        _event(1, "step.expanded", "all", step_state=STEP.STATE_RUNNING, body={"items": [0] * FAN}),
+    ]
+    for n in range(FAN):
+        for key in (f"all[{n}]", f"all[{n}].send"):
+            found.append(_event(2, "step.started", key, step_state=STEP.STATE_RUNNING, attempt=1))
+    for n in range(FAN - 20):
+        bad = n in failing
+        kind, state = ("step.failed", STEP.STATE_FAILED) if bad else ("step.succeeded", STEP.STATE_SUCCEEDED)
+        body = {"error": {"code": "e", "message": f"item {n}"}} if bad else {}
+        found.append(_event(3, kind, f"all[{n}].send", step_state=state, body=body))
+        found.append(_event(3, kind, f"all[{n}]", step_state=state))
+    return found
+
+
+def test_a_large_fan_out_is_a_line_with_counts_and_few_lines_of_items():
+    board = Board(run_pb2.Run(id="run_1"))
+    asked = 0
+    for number, event in enumerate(_fan_out_events(frozenset(range(0, 4000, 10)))):
+        board.apply(event)
+        if board.needs_names():
+            asked += 1
+            board.learn(run_pb2.Run(steps=[run_pb2.StepRun(key="all", kind="steps")]))
+        if not number % 500:
+            assert len(list(board.rows())) < 25
+    assert asked <= 3  # not for each of thousands of items
+    rows = list(board.rows())
+    assert rows[0].detail == f"{FAN - 20}/{FAN} items, 400 failed"
+    assert rows[1].key == "all[0].send"
+    assert rows[1].detail == "e: item 0"
+    assert "… 92+ more failed" in [row.key for row in rows]
+    assert "… 32 more at work" in [row.key for row in rows]
+    fan = board.fans["all"]
+    assert (len(fan.open), len(fan.lost)) == (40, 100)
+    board.apply(_event(9, "step.failed", "all", step_state=STEP.STATE_FAILED))
+    assert not any("at work" in row.key for row in board.rows())
+
+
+def test_a_fan_out_that_began_before_it_was_watched():
+    steps = [run_pb2.StepRun(key="all", kind="http", item_count=9, items_ended=7, items_failed=1)]
+    board = Board(run_pb2.Run(id="run_1", steps=steps))
+    board.apply(_event(50, "step.started", "all[8]", step_state=STEP.STATE_RUNNING, attempt=1))
+    rows = list(board.rows())
+    assert [row.key for row in rows] == ["all", "all[8]"]
+    assert (rows[0].kind, rows[0].detail) == ("http", "7/9 items, 1 failed")
+
+
+def test_bodies_of_waits_and_decisions():
+    assert describe_body("step.waiting", {"signal": "go"}) == "for signal go"
+    assert describe_body("step.waiting", {"approval": "Ship" + EVIL}) == "for approval: Shipa[31mbcdef"
+    assert describe_body("step.waiting", {"approval": ""}) == "for approval"
+    assert describe_body("step.waiting", {"workflow": "w", "version": 2, "child": "run_2"}) == "for w v2 run_2"
+    assert describe_body("step.waiting", {"signal": "", "at": 0, "approval": "x"}).startswith("for approval: x, until ")
+    assert describe_body("step.approved", {"by": "ada", "comment": "fine"}) == "by ada: fine"
+    assert describe_body("step.resolved", {"outcome": "retry", "by": "ada"}) == "retry by ada"
+    assert describe_body("step.expanded", {"items": [1, 2]}) == "2 items"
+    assert describe_body("step.expanded", {"items": {"$ref": 1}}) == "? items"
+    assert describe_body("run.signalled", {"signal": "go", "by": "ada"}) == "go by ada"
+    assert describe_body("run.paused", {"reason": "window"}) == "window"
+    assert describe_body("step.yielded", {"at": 1}) == ""
+
+
+def test_a_pause_is_told_until_it_is_over():
+    board = _board()
+    board.apply(_event(1, "run.paused", run_state=run_pb2.Run.STATE_PAUSED, body={"reason": "window"}))
+    assert (board.state, board.error) == ("PAUSED", "window")
+    board.apply(_event(2, "run.resumed", run_state=run_pb2.Run.STATE_RUNNING))
+    assert (board.state, board.error) == ("RUNNING", "")

@@ -241,6 +241,15 @@ def test_show_tells_where_a_run_comes_from_and_what_it_waits_for(call):
     assert "each[57]" not in told
 
 
+def test_a_large_input_is_cut_for_people_alone(call):
+    run = _run(input_json=json.dumps({"items": list(range(3000))}), output_json='{"a": [1]}')
+    call.fake.answers["GetRun"] = lambda _: pb.GetRunResponse(run=run)
+    told = call("run", "show", "run_1").out
+    assert len(told) < 3000
+    assert "-o json has all" in told
+    assert json.loads(call("run", "show", "run_1", "-o", "json").out)["input"]["items"][-1] == 2999
+
+
 def test_steps(call):
     def page(request):
         steps = [STEP(key=f"each[{n}]", state=STEP.STATE_DEAD) for n in range(request.page_size)]

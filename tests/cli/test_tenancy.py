@@ -103,6 +103,7 @@ def test_a_dry_run_is_one_call(call):
     assert "would retry" in call("dead", "retry", "--all", "--dry-run").out
     assert len(call.fake.requests) == 1
     assert call.request.dry_run
+    assert call.request.filter.HasField("before")  # what dies anew meanwhile is left alone
 
 
 class _Typist:

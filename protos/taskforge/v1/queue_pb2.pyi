@@ -19,9 +19,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Queue(_message.Message):
-    """Queue is a named lane for the steps of runs, with limits of its own. `default` exists from the start; a definition
-    may name one that does not exist, which then has no limits.
-    """
+    """Queue is a named lane for the steps of runs, with limits of its own. `default` exists from the start, without limits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,7 +37,7 @@ class Queue(_message.Message):
     name: _builtins.str
     """name is unique within the namespace: `[a-z0-9][a-z0-9._-]{0,62}`. Immutable."""
     priority: _builtins.int
-    """priority of runs that name none, from 0 to 9, the larger the sooner."""
+    """priority among the queues, from 0 to 9, the larger the sooner. It goes before the priority of runs."""
     running_steps_max: _builtins.int
     """running_steps_max is how many steps of the queue may be executed at once. 0 means no limit."""
     paused: _builtins.bool
@@ -50,7 +48,7 @@ class Queue(_message.Message):
     """running is how many steps of the queue are being executed. Output only."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """create_time is when the queue was created. Unset for one that was only named."""
+        """create_time is when the queue was created. Unset for `default` as long as nobody has changed it."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:

@@ -37,7 +37,7 @@ class SetQueueRequest(_message.Message):
     running_steps_max: _builtins.int
     """running_steps_max is how many steps may be executed at once. 0, the default, means no limit."""
     priority: _builtins.int
-    """priority of runs that name none, from 0 to 9. The default is 5."""
+    """priority among the queues, from 0 to 9, the larger the sooner. The default is 5."""
     paused: _builtins.bool
     """paused stops the queue, or lets it go on."""
     def __init__(

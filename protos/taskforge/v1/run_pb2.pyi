@@ -132,7 +132,7 @@ class Run(_message.Message):
     queue: _builtins.str
     """queue is the lane in which the run's steps wait for executors."""
     priority: _builtins.int
-    """priority in the queue, from 0 to 9, the larger the sooner."""
+    """priority among the runs of the queue, from 0 to 9, the larger the sooner."""
     concurrency_group: _builtins.str
     """concurrency_group that the run belongs to, as evaluated. Empty when its workflow names none."""
     parent_run_id: _builtins.str
@@ -144,7 +144,7 @@ class Run(_message.Message):
     rerun_of: _builtins.str
     """rerun_of is the run that this run repeats. Empty otherwise."""
     retried_by: _builtins.str
-    """retried_by is the newest run that retries this one. Empty when none does."""
+    """retried_by is the run that retries this one. Empty when none does."""
     step_count: _builtins.int
     """step_count is how many steps were reached, also where `steps` is cut or left out."""
     paused_by: _builtins.str
@@ -169,7 +169,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRun]:
-        """steps in the order in which they were reached, cut after the first 1,000. Empty in lists.
+        """steps in the order in which they were reached; of more than 1,000 those that matter most. Empty in lists.
         ListRunSteps answers all of them.
         """
 

@@ -78,9 +78,11 @@ class StartRunRequest(_message.Message):
     correlation_id: _builtins.str
     """correlation_id groups runs that one cause led to. Empty means the run's own id."""
     queue: _builtins.str
-    """queue in which the run's steps wait for executors. Empty means the one of the definition."""
+    """queue in which the run's steps wait for executors. Empty means the one of the definition. INVALID_ARGUMENT when
+    there is no such queue.
+    """
     priority: _builtins.int
-    """priority in the queue, from 0 to 9, the larger the sooner. Unset means that of the definition, else of the queue."""
+    """priority among the runs of the queue, from 0 to 9, the larger the sooner. Unset means that of the definition."""
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """wait is how long the answer may be held back until the run has ended. Unset or 0 means not at all; at most 5
@@ -217,7 +219,7 @@ class GetRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> _run_pb2.Run:
-        """run with its steps, of which at most the first 1,000."""
+        """run with its steps, at most 1,000 of them."""
 
     def __init__(
         self,

@@ -205,14 +205,14 @@ class RunServiceServicer:
 
     def PauseRun(self, request, context):
         """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
-        has ended. Needs role `operator`.
+        has not started, has ended or is being cancelled. Needs role `operator`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+        """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has not started or has ended.
         Needs role `operator`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -221,8 +221,9 @@ class RunServiceServicer:
 
     def RetryRun(self, request, context):
         """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
-        succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
-        is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+        succeeded are taken over. A run is retried once: asked again, this answers the same retry, which can be retried
+        itself. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED. An OPEN dead letter becomes RETRIED.
+        Needs role `operator`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -239,7 +240,8 @@ class RunServiceServicer:
 
     def SignalRun(self, request, context):
         """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
-        FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+        FAILED_PRECONDITION when the run has ended, or no step of its workflow ever waits for that signal;
+        INVALID_ARGUMENT when the payload is not what such a step demands.
         Needs role `trigger`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -61,16 +61,17 @@ class RunServiceStub:
     """
     PauseRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]
     """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
-    has ended. Needs role `operator`.
+    has not started, has ended or is being cancelled. Needs role `operator`.
     """
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]
-    """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+    """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has not started or has ended.
     Needs role `operator`.
     """
     RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]
     """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
-    succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
-    is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+    succeeded are taken over. A run is retried once: asked again, this answers the same retry, which can be retried
+    itself. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED. An OPEN dead letter becomes RETRIED.
+    Needs role `operator`.
     """
     RerunRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RerunRunRequest, _run_service_pb2.RerunRunResponse]
     """RerunRun starts a new run with the input of one that has ended, from the beginning or from a step, in the same
@@ -79,7 +80,8 @@ class RunServiceStub:
     """
     SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
     """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
-    FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+    FAILED_PRECONDITION when the run has ended, or no step of its workflow ever waits for that signal;
+    INVALID_ARGUMENT when the payload is not what such a step demands.
     Needs role `trigger`.
     """
     ApproveRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ApproveRunRequest, _run_service_pb2.ApproveRunResponse]
@@ -139,16 +141,17 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     PauseRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.PauseRunResponse]  # type: ignore[assignment]
     """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
-    has ended. Needs role `operator`.
+    has not started, has ended or is being cancelled. Needs role `operator`.
     """
     ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+    """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has not started or has ended.
     Needs role `operator`.
     """
     RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]  # type: ignore[assignment]
     """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
-    succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
-    is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+    succeeded are taken over. A run is retried once: asked again, this answers the same retry, which can be retried
+    itself. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED. An OPEN dead letter becomes RETRIED.
+    Needs role `operator`.
     """
     RerunRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RerunRunRequest, _run_service_pb2.RerunRunResponse]  # type: ignore[assignment]
     """RerunRun starts a new run with the input of one that has ended, from the beginning or from a step, in the same
@@ -157,7 +160,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
-    FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+    FAILED_PRECONDITION when the run has ended, or no step of its workflow ever waits for that signal;
+    INVALID_ARGUMENT when the payload is not what such a step demands.
     Needs role `trigger`.
     """
     ApproveRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ApproveRunRequest, _run_service_pb2.ApproveRunResponse]  # type: ignore[assignment]
@@ -268,7 +272,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.PauseRunResponse, _abc.Awaitable[_run_service_pb2.PauseRunResponse]]:
         """PauseRun lets no further step of a run start. Steps under way end. Idempotent. FAILED_PRECONDITION when the run
-        has ended. Needs role `operator`.
+        has not started, has ended or is being cancelled. Needs role `operator`.
         """
 
     @_abc_1.abstractmethod
@@ -277,7 +281,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_service_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ResumeRunResponse, _abc.Awaitable[_run_service_pb2.ResumeRunResponse]]:
-        """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has ended.
+        """ResumeRun lets a paused run go on. Idempotent. FAILED_PRECONDITION when the run has not started or has ended.
         Needs role `operator`.
         """
 
@@ -288,8 +292,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.RetryRunResponse, _abc.Awaitable[_run_service_pb2.RetryRunResponse]]:
         """RetryRun starts a new run of the same version with the same input, in which the outputs of the steps that had
-        succeeded are taken over. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED, or when a retry of it
-        is open or has succeeded. An OPEN dead letter becomes RETRIED. Needs role `operator`.
+        succeeded are taken over. A run is retried once: asked again, this answers the same retry, which can be retried
+        itself. FAILED_PRECONDITION unless the run is FAILED, DEAD or CANCELLED. An OPEN dead letter becomes RETRIED.
+        Needs role `operator`.
         """
 
     @_abc_1.abstractmethod
@@ -310,7 +315,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.SignalRunResponse, _abc.Awaitable[_run_service_pb2.SignalRunResponse]]:
         """SignalRun delivers a signal to a run. One that nothing waits for yet is kept until something does.
-        FAILED_PRECONDITION when the run has ended, INVALID_ARGUMENT when the payload is not what a waiting step demands.
+        FAILED_PRECONDITION when the run has ended, or no step of its workflow ever waits for that signal;
+        INVALID_ARGUMENT when the payload is not what such a step demands.
         Needs role `trigger`.
         """
 

@@ -26,9 +26,10 @@ class Edge:
 
 @dataclass(slots=True)
 class Step:
-    """A step, what is inside it, and what undoes it."""
+    """A step, what is inside it, and what undoes it. `id` is what edges name, all else is for people."""
 
     id: str
+    name: str
     kind: str
     label: str
     condition: str
@@ -38,14 +39,8 @@ class Step:
 
     @property
     def title(self) -> str:
-        """Its id, and a sign that it is executed for each of many items."""
-        return f"{self.id} ×" if self.fan_out else self.id  # noqa: RUF001  the sign is meant
-
-    @property
-    def detail(self) -> str:
-        """What it does, and when."""
-        condition = f"if {self.condition}" if self.condition else ""
-        return "  ".join(part for part in (self.kind, self.label, condition) if part)
+        """Its name, and a sign that it is executed for each of many items."""
+        return f"{self.name} ×" if self.fan_out else self.name  # noqa: RUF001  the sign is meant
 
 
 @dataclass(slots=True)
@@ -97,7 +92,7 @@ class Drawing:
 
 
 def load(graph: Mapping[str, Any]) -> Drawing:
-    """Answer the drawing of a graph, a `Graph` message as a dictionary; all its texts are cleaned and on one line."""
+    """Answer the drawing of a graph, a `Graph` message as a dictionary; its texts are cleaned and on one line."""
     loader = _Loader(graph)
     phases = [(title, loader.block(loader.top(phase))) for phase, title in _PHASES.items()]
     return Drawing(safe_line(graph["name"]), graph["version"], [one for one in phases if one[1].steps or not one[0]])
@@ -140,7 +135,8 @@ class _Loader:
     def _step(self, step_id: str) -> Step:
         node = self._nodes[step_id]
         step = Step(
-            id=safe_line(step_id),
+            id=step_id,
+            name=safe_line(step_id),
             kind=safe_line(node["kind"]),
             label=shortened(safe_line(node["label"])),
             condition=shortened(safe_line(node["condition"])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from taskforgectl.render.graph.model import Block, Drawing, Step
+from taskforgectl.render.safe import safe_line
 
 __all__ = ["Styler", "draw_text"]
 
@@ -52,7 +53,7 @@ def _draw_inside(step: Step, style: Styler) -> Iterator[str]:
 
 def _line(step: Step, block: Block, style: Styler) -> str:
     edges = block.before(step.id)
-    needs = [edge.source for edge in edges if edge.needed]
+    needs = [safe_line(edge.source) for edge in edges if edge.needed]
     notes = []
     if step.condition:
         notes.append(f"if {step.condition}")
@@ -64,7 +65,7 @@ def _line(step: Step, block: Block, style: Styler) -> str:
 def _name(step: Step, style: Styler) -> str:
     each = [style("× for each", "note")] if step.fan_out else []  # noqa: RUF001  the sign is meant
     label = [step.label] if step.label else []
-    return "  ".join([style(step.id, "id"), *each, style(step.kind, "kind"), *label])
+    return "  ".join([style(step.name, "id"), *each, style(step.kind, "kind"), *label])
 
 
 class _Rails:
@@ -95,6 +96,7 @@ class _Rails:
             if len(mine) > 1:
                 yield self._join(mine[0], mine[1:]), None
             self._lanes[mine[0]] = None
+            self._trim(mine[0] + 1)
             after = self._block.after(step.id)
             row = self._row({mine[0]: _MARKS.get(step.kind, "●")})
             self._lanes[mine[0]] = after[0] if after else None
@@ -105,8 +107,11 @@ class _Rails:
                 self._lanes[forks[-1]] = target
             if forks:
                 yield self._fork(mine[0], forks), None
-            while self._lanes and self._lanes[-1] is None:
-                self._lanes.pop()
+            self._trim(0)
+
+    def _trim(self, at_least: int) -> None:
+        while len(self._lanes) > at_least and self._lanes[-1] is None:
+            self._lanes.pop()
 
     def _free(self, at_least: int) -> int:
         for index in range(at_least, len(self._lanes)):
