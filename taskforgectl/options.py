@@ -107,5 +107,9 @@ class Verb(click.Command):
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
-        self.params.extend(global_options(hidden=True))
+        own = {name for parameter in self.params for name in parameter.opts}
+        for option in global_options(hidden=True):
+            option.opts = [name for name in option.opts if name not in own]  # a verb may need a name for itself
+            if option.opts:
+                self.params.append(option)
         self.epilog = self.epilog or "Takes the global options as well: see `taskforgectl --help`."

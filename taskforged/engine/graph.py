@@ -120,9 +120,9 @@ class _Drawing(NamedTuple):
         is_fan = isinstance(step.spec, FanOutSpec)
         self.nodes.append(Node(node_id, kind, label, *place, fan_out=is_fan, condition=condition))
         self.add_inner(body.spec, node_id, place.phase)
-        undone = (one for one in (step.compensate, body.compensate) if one is not None)
-        for number, undo in enumerate(dict.fromkeys(undone)):
-            undo_id = f"{node_id}:compensate" if not number else undo.id
+        undo = step.compensate or body.compensate  # of a fan-out its items are undone
+        if undo is not None:
+            undo_id = f"{node_id}:compensate"
             self.add_step(undo, undo_id, place._replace(phase="compensate"))
             self.edges.append(Edge(undo_id, node_id, EdgeKind.COMPENSATES))
 

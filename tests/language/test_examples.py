@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from taskforged.engine.graph import graph_of
 from taskforged.language import compile_definition
 
 ROOT = Path(__file__).parents[2]
@@ -63,3 +64,13 @@ def test_hello(scope):
     definition = compile_definition((ROOT / "examples/hello.yaml").read_text())
     value = definition.model.steps["greet"].spec.value
     assert value.evaluate(scope(input=definition.input.accept({}))) == {"text": "Hello, world!", "letters": 5}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_have_a_graph(path):
+    model = compile_definition(path.read_text()).model
+    graph = graph_of(model)
+    ids = [node.id for node in graph.nodes]
+    assert len(set(ids)) == len(ids)
+    assert {one for edge in graph.edges for one in edge[:2]} <= set(ids)
+    assert sum(node.phase == "compensate" for node in graph.nodes) == path.read_text().count("compensate:")

@@ -67,18 +67,24 @@ def _reject(settings: Settings, *, run_id: str, step: str, comment: str) -> None
     type=click.Choice(["succeeded", "failed", "retry"]),
     help="succeeded: the effect happened; failed: it did not and shall not; retry: it did not, do it now.",
 )
-@click.option("--data", metavar="JSON|@FILE|-", help="With --as succeeded: the step's output, any JSON value.")
+@click.option(
+    "--output",
+    "--data",
+    "data",
+    metavar="JSON|@FILE|-",
+    help="With --as succeeded: the step's output, any JSON value. The format is -o here.",
+)
 @_comment_option
 @click.pass_obj
 def _resolve(settings: Settings, *, run_id: str, step: str, outcome: str, data: str | None, comment: str) -> None:
     """Say what became of a step that needs a decision. `run explain` and `run steps -o json` show the evidence."""
     if data is not None and outcome != "succeeded":
-        raise CliError("--data goes with --as succeeded only", code=EXIT_USAGE)
+        raise CliError("--output goes with --as succeeded only", code=EXIT_USAGE)
     request = pb.ResolveRunRequest(
         run_id=run_id,
         step=step,
         outcome=pb.Resolution.Value(f"RESOLUTION_{outcome.upper()}"),
-        output_json=json_value(data, "--data"),
+        output_json=json_value(data, "--output"),
         comment=comment,
     )
     with Connection(settings) as connection:
