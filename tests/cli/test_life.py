@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 
 import pytest
@@ -145,3 +146,24 @@ def test_graphs(live, tmp_path):
     assert (tmp_path / "g.svg").read_text().startswith("<svg ")
     assert json.loads(live("workflow", "graph", "release", "--version", "1", "-o", "json"))["version"] == 1
     live.error("workflow", "graph", "nope", code=3)
+
+
+def test_a_step_that_needs_a_decision_is_resolved_with_an_output(own):
+    ctl = Ctl(own.home)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
+        ctl.apply(
+            "name: once\nsteps:\n  - id: charge\n    effect: once\n    http: {method: POST, url:"
+            f' "http://127.0.0.1:{silent.getsockname()[1]}/"}}\noutput: ${{{{ steps.charge.output }}}}\n'
+        )
+        run_id = ctl("run", "start", "once", "-o", "name").strip()
+        with silent.accept()[0]:
+            own.restart()
+    told = ctl("run", "explain", run_id)
+    assert "run resolve" in told
+    assert "charge" in told
+    assert "--as succeeded only" in ctl.error(
+        "run", "resolve", run_id, "charge", "--as", "failed", "--output", "{}", code=2
+    )
+    ctl("run", "resolve", run_id, "charge", "--as", "succeeded", "--output", '{"receipt": 7}', "-o", "json")
+    shown = json.loads(ctl("run", "show", run_id, "-o", "json"))
+    assert (shown["state"], shown["output"]) == ("SUCCEEDED", {"receipt": 7})
