@@ -91,7 +91,9 @@ def _count(items: Any) -> int | str:
 def _at(micros: Any) -> str:
     if not isinstance(micros, int):
         return "?"
-    return dt.datetime.fromtimestamp(micros / 1e6, dt.UTC).astimezone().strftime("%H:%M:%S")
+    at = dt.datetime.fromtimestamp(micros / 1e6, dt.UTC).astimezone()
+    is_near = abs((at - dt.datetime.now(dt.UTC)).total_seconds()) < 12 * 3600
+    return at.strftime("%H:%M:%S" if is_near else "%Y-%m-%d %H:%M:%S")
 
 
 @dataclass(slots=True)
