@@ -72,6 +72,9 @@ T = TypeVar("T")
 IDLE_MAX = 2048
 """Open runs without work whose state is kept in memory; the others are rebuilt from their history when needed."""
 
+ADMIT_AT_ONCE = 64
+"""Pending runs that are read and started at the same time."""
+
 RETRY_S = 1.0
 """Pause before facts that could not be written are tried again."""
 
@@ -198,6 +201,8 @@ class Runner:
         self.on_timer: Callable[[int], None] = lambda _: None
         self.start_child: Callable[[Home, Run, StartChild], Awaitable[None]] = _no_child
         self._starting: dict[str, asyncio.Task[None]] = {}
+        self._admitted: deque[int] = deque()
+        self._admitting = False
         self.dispatcher = Dispatcher(
             pool_size=pool_size, limits=limits, load_queued=self._load_queued, claim=self._claim
         )
@@ -709,7 +714,26 @@ class Runner:
     # --- attempts ----------------------------------------------------------------------------------------------------
 
     def _admit(self, no: int) -> None:
-        self._post(no, _Letter(AdmitRun(), None))
+        """Start a pending run. One that has to be read first stands in line: a raised limit may admit very many."""
+        if no in self._entries:
+            self._post(no, _Letter(AdmitRun(), None))
+            return
+        self._admitted.append(no)
+        if not self._admitting:
+            self._admitting = True
+            self._spawn(self._start_admitted(), "start admitted runs")
+
+    async def _start_admitted(self) -> None:
+        try:
+            while self._admitted and not self._stopping:
+                some = [self._admitted.popleft() for _ in range(min(len(self._admitted), ADMIT_AT_ONCE))]
+                results = await asyncio.gather(*(self.deliver(no, AdmitRun()) for no in some), return_exceptions=True)
+                failed = [no for no, result in zip(some, results, strict=True) if _is_passing(result)]
+                if failed:
+                    self._admitted.extend(failed)
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            self._admitting = False
 
     async def _load_queued(self, lane: Lane, after: CommandKey, limit: int) -> list[CommandKey]:
         return [(no, seq) for no, seq in await self._store.rows("queued_commands", *lane, *after, limit)]
@@ -806,6 +830,11 @@ def _ticket(entry: _Entry, run: Run) -> Ticket:
 
 def _end_of(seq: int, run: Run) -> ChildEnded:
     return ChildEnded(seq, run.state.value, run.output, run.failing)
+
+
+def _is_passing(result: BaseException | None) -> bool:
+    """Whether a failure says nothing of the run, so that another try may succeed; a run that is gone or over does."""
+    return result is not None and not isinstance(result, (FailedPreconditionError, NotFoundError))
 
 
 def _keeps(letter: _Letter) -> bool:

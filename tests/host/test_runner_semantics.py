@@ -19,6 +19,7 @@ from taskforged.engine.model import (
 )
 from taskforged.engine.states import RunState
 from taskforged.errors import NotFoundError, ResourceExhaustedError
+from taskforged.host import runner as runner_module
 from taskforged.host.limits import NamespaceLimits, QueueLimits
 from taskforged.steps.base import Failed
 from taskforged.store.changes import NewRun
@@ -314,3 +315,18 @@ async def test_a_run_that_dies_leaves_a_dead_letter(make):  # noqa: F811
         lambda c: c.execute("SELECT run_no, state, step, code, attempts FROM dead_letters").fetchall()
     )
     assert rows == [(no, "OPEN", "a", "boom", 2)]
+
+
+async def test_a_raised_limit_starts_what_is_not_in_memory_in_portions(make, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(runner_module, "IDLE_MAX", 10)
+    monkeypatch.setattr(runner_module, "ADMIT_AT_ONCE", 8)
+    host = await make()
+    host.limits.set_namespace(1, NamespaceLimits(running_runs=1))
+    host.work.gate.clear()
+    numbers = await host.run(ONE, 200)
+    await host.crash()
+    host.work.gate.set()
+    host.limits.set_namespace(1, NamespaceLimits())
+    assert len(host.runner._loading) <= 8, "not all at once"
+    runs = await host.ended(numbers)
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}
