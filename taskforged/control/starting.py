@@ -6,6 +6,7 @@ of its sub-workflows; and what becomes of it when the group is full.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -17,7 +18,8 @@ from taskforged.engine.events import CancelRun, CreateRun
 from taskforged.engine.model import ExpressionError, Json, OnLimit, WorkflowModel
 from taskforged.engine.run import Run
 from taskforged.engine.scope import RunScope
-from taskforged.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, TaskforgeError, Violation
+from taskforged.engine.states import RunState
+from taskforged.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.host.runner import PreparedRun, Runner
 from taskforged.store.changes import NewRun
 from taskforged.store.runs import RunStore
@@ -77,6 +79,7 @@ class Starter:
         self._runner = runner
         self._items_max = items_max
         self._queue_exists = queue_exists
+        runner.on_pending = self.decide_pending
 
     def prepare(self, request: RunRequest) -> PreparedRun:
         """Decide a run. It must be given to `create`, or to the runner's `discard`.
@@ -88,8 +91,9 @@ class Starter:
         create = self._complete(request)
         skip = ""
         concurrency = request.model.concurrency
-        if concurrency is not None and concurrency.on_limit is OnLimit.SKIP and self._is_full(request, create):
-            skip = f"skipped: concurrency group {create.group!r} is full ({create.group_limit})"
+        is_skipping = concurrency is not None and concurrency.on_limit is OnLimit.SKIP and not create.run_at
+        if is_skipping and self._is_full(request.new.namespace_no, create.group, create.group_limit):
+            skip = _full(create.group, create.group_limit)
         return self._runner.prepare(request.model, request.new, create, request.event, skip=skip)
 
     def discard(self, prepared: Sequence[PreparedRun]) -> None:
@@ -99,13 +103,27 @@ class Starter:
     async def create(
         self, prepared: Sequence[PreparedRun], function: Callable[[Connection], T] | None = None
     ) -> T | None:
-        """Write prepared runs in one transaction; see `Runner.create`. Then make room where a definition says so."""
-        result = await self._runner.create(prepared, function)
-        for one in prepared:
-            concurrency = one.entry.model.concurrency
-            if concurrency is not None and concurrency.on_limit is OnLimit.CANCEL_RUNNING:
-                await self._make_room(one)
-        return result
+        """Write prepared runs in one transaction; see `Runner.create`."""
+        return await self._runner.create(prepared, function)
+
+    async def decide_pending(self, no: int) -> None:
+        """Do what a definition says about a run that waits while its concurrency group is full.
+
+        The runner asks whenever a run begins to wait, also after its time has come or after a crash.
+        """
+        loaded = await self._runs.load(no)
+        if loaded is None or loaded.run.state is not RunState.PENDING or loaded.run.cancel_requested:
+            return
+        row, run = loaded
+        concurrency = (await self._workflows.model(row.workflow_no, row.version)).concurrency
+        if concurrency is None:
+            return
+        if concurrency.on_limit is OnLimit.CANCEL_RUNNING:
+            await self._make_room(no, row.namespace_no, run)
+        elif concurrency.on_limit is OnLimit.SKIP:
+            running, _ = self._runner.admission.group_members(row.namespace_no, run.group)
+            if len(running) >= run.group_limit and no not in running:
+                await self._cancel(no, _full(run.group, run.group_limit))
 
     def _complete(self, request: RunRequest) -> CreateRun:
         model, create = request.model, request.create
@@ -168,24 +186,25 @@ class Starter:
             )
         return group
 
-    def _is_full(self, request: RunRequest, create: CreateRun) -> bool:
-        running, waiting = self._runner.admission.group_members(request.new.namespace_no, create.group)
-        return len(running) + len(waiting) >= create.group_limit
+    def _is_full(self, namespace_no: int, group: str, limit: int) -> bool:
+        running, waiting = self._runner.admission.group_members(namespace_no, group)
+        return len(running) + len(waiting) >= limit
 
-    async def _make_room(self, prepared: PreparedRun) -> None:
+    async def _make_room(self, new: int, namespace_no: int, run: Run) -> None:
         """Cancel what stands in the way of a new run: who waits before it, and the oldest of those that run."""
-        run, namespace_no = prepared.run, prepared.entry.home.namespace_no
         running, waiting = self._runner.admission.group_members(namespace_no, run.group)
-        older = [no for no in running if no < prepared.no]
-        spare = max(0, len(running) - (prepared.no in running) - (run.group_limit - 1))
-        for no in (*(no for no in waiting if no < prepared.no), *older[:spare]):
-            await self._supersede(no)
+        older = [no for no in running if no < new]
+        spare = max(0, len(running) - (new in running) - (run.group_limit - 1))
+        for no in (*(no for no in waiting if no < new), *older[:spare]):
+            await self._cancel(no, _SUPERSEDED)
 
-    async def _supersede(self, no: int) -> None:
+    async def _cancel(self, no: int, reason: str) -> None:
         row = await self._runs.by_no(no)
         if row is None or row.ended_at is not None or row.cancel_requested:
             return
-        try:
-            await self._runner.deliver(no, CancelRun(_SUPERSEDED))
-        except TaskforgeError:  # it has ended meanwhile, or the disk is full: the new run waits for its turn
-            return
+        with contextlib.suppress(FailedPreconditionError):  # it has ended meanwhile
+            await self._runner.deliver(no, CancelRun(reason))
+
+
+def _full(group: str, limit: int) -> str:
+    return f"skipped: concurrency group {group!r} is full ({limit})"

@@ -114,6 +114,8 @@ class Steering:
                 f"workflow {loaded.run.workflow!r} waits for no signal {name!r}; it knows {known}",
                 metadata={"run": run_id, "signal": name},
             )
+        if request_id and request_id in loaded.run.signal_ids:  # a repetition, perhaps of the one that ended the run
+            return await self._views.get(principal, run_id), ""
         payload = _accept(fitting, payload)
         before = loaded.run.sequence
         await self._deliver(loaded.row, SignalRun(name, payload, principal.name, request_id))

@@ -33,16 +33,16 @@ def pinned_outputs(before: WorkflowModel, after: WorkflowModel, run: Run, from_s
     """
     again = _from(after, definition_id(from_step)) if from_step else frozenset[str]()
     is_same = before is after
+    outputs = {key: output for key, output in run.pinned.items() if key not in run.steps}  # not reached again yet
+    outputs |= {key: known.output for key, known in run.steps.items() if _is_done(run, key, known)}
     found = {}
-    for key, known in run.steps.items():
+    for key, output in outputs.items():
         step_id = definition_id(key)
         step = after.steps.get(step_id)
-        if step is None or step_id in again or not _is_done(run, key, known):
-            continue
-        if after.phases[step_id] != "main" or isinstance(step.spec, _CONTAINERS):
+        if step is None or step_id in again or after.phases[step_id] != "main" or isinstance(step.spec, _CONTAINERS):
             continue
         if is_same or ("[" not in key and before.steps[step_id].kind == step.kind):
-            found[key] = known.output
+            found[key] = output
     return found
 
 

@@ -44,7 +44,7 @@ from taskforged.engine.keys import definition_id
 from taskforged.engine.machine import apply
 from taskforged.engine.model import ActivitySpec, WorkflowModel
 from taskforged.engine.run import Run
-from taskforged.engine.states import RunState
+from taskforged.engine.states import RunState, StepState
 from taskforged.errors import (
     ConflictError,
     FailedPreconditionError,
@@ -199,6 +199,7 @@ class Runner:
         self._stopping = False
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
+        self.on_pending: Callable[[int], Awaitable[None]] = _nobody_decides
         self.start_child: Callable[[Home, Run, StartChild], Awaitable[None]] = _no_child
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._admitted: deque[int] = deque()
@@ -213,6 +214,7 @@ class Runner:
     async def start(self, epoch: int) -> int:
         """Decide what became of the attempts of earlier boots, then begin to work; answers how many there were."""
         self.epoch = epoch
+        grouped = await self._restore_admission()  # first: what ends during the recovery gives its slot back
         lost = await self._store.rows("claimed_commands")
         for no, seq, old in lost:
             reason = f"the daemon of boot {old} stopped while the attempt was running"
@@ -224,13 +226,14 @@ class Runner:
                 _log.error("run.not_recovered", run_no=no, error=str(result))
         lanes = await self._store.rows("queued_lanes")
         self.dispatcher.restore((Lane(*lane), count) for *lane, count in lanes)
-        await self._restore_admission()
         self.dispatcher.open()
         self.admission.open()
         self._spawn(self._recover_children(), "recover sub-workflows")
+        self._spawn(self._look_at_pending(grouped), "look at pending runs")
         return len(lost)
 
-    async def _restore_admission(self) -> None:
+    async def _restore_admission(self) -> list[int]:
+        """Rebuild who has a run slot and who waits; answers those that wait and have a group."""
         admitted, pending = [], []
         for no, namespace_no, priority, group, limit, parent_no, state, started_at in await self._store.rows(
             "open_runs"
@@ -241,27 +244,66 @@ class Runner:
             elif state == RunState.PENDING:
                 pending.append(ticket)
         self.admission.restore(admitted, pending)
+        return [ticket.no for ticket in pending if ticket.group]
+
+    async def _look_at_pending(self, numbers: Sequence[int]) -> None:
+        for no in numbers:
+            await self._pending(no)
+
+    async def _pending(self, no: int) -> None:
+        """Let somebody decide what becomes of a run whose concurrency group may be full."""
+        try:
+            await self.on_pending(no)
+        except Exception as error:  # noqa: BLE001  task boundary: the run waits for its turn, as others do
+            _log.error("run.pending_not_decided", run_no=no, error=str(error))
 
     async def _recover_children(self) -> None:
         """Start, cancel or report the sub-workflows that an earlier boot did not get to."""
-        for parent_no, seq, run_id, workflow, version, cancelled, no, _, ended_at, asked in await self._store.rows(
-            "all_children"
-        ):
-            if no is None:
-                parent = await self._runs.load(parent_no)
-                if parent is None or seq not in parent.run.commands:
-                    continue
-                key = parent.run.commands[seq]
-                value = parent.run.steps[key].input["input"]
-                home = Home(parent_no, parent.row.namespace_no, parent.row.workflow_no)
-                command = StartChild(seq, key, run_id, workflow, version, value)
-                self._begin_child(home, parent.run, command)
-                if cancelled:
-                    self._spawn(self._cancel_child(run_id), f"cancel {run_id}")
-            elif ended_at is not None:
-                await self._report_child(parent_no, seq, no)
-            elif cancelled and not asked:
-                self._post(no, _Letter(CancelRun("the parent run was stopped"), None))
+        for row in await self._store.rows("all_children"):
+            try:
+                await self._recover_child(*row)
+            except Exception as error:  # noqa: BLE001  task boundary: one run that cannot be read must not stop the others
+                _log.error("child.not_recovered", parent_no=row[0], child=row[2], error=str(error))
+                asyncio.get_running_loop().call_later(RELOAD_S, self._recover_child_later, row)
+
+    def _recover_child_later(self, row: Sequence[Any]) -> None:
+        if not self._stopping:
+            self._spawn(self._recover_child_again(row), f"recover {row[2]}")
+
+    async def _recover_child_again(self, row: Sequence[Any]) -> None:
+        try:
+            await self._recover_child(*row)
+        except Exception as error:  # noqa: BLE001  task boundary, see above
+            _log.error("child.not_recovered", parent_no=row[0], child=row[2], error=str(error))
+            asyncio.get_running_loop().call_later(RELOAD_S, self._recover_child_later, row)
+
+    async def _recover_child(
+        self,
+        parent_no: int,
+        seq: int,
+        run_id: str,
+        workflow: str,
+        version: int,
+        cancelled: int,
+        no: int | None,
+        _: str | None,
+        ended_at: int | None,
+        asked: int | None,
+    ) -> None:
+        if no is None:
+            parent = await self._runs.load(parent_no)
+            if parent is None or seq not in parent.run.commands:
+                return
+            key = parent.run.commands[seq]
+            value = parent.run.steps[key].input["input"]
+            home = Home(parent_no, parent.row.namespace_no, parent.row.workflow_no)
+            self._begin_child(home, parent.run, StartChild(seq, key, run_id, workflow, version, value))
+            if cancelled:
+                self._spawn(self._cancel_child(run_id), f"cancel {run_id}")
+        elif ended_at is not None:
+            await self._report_child(parent_no, seq, no)
+        elif cancelled and not asked:
+            self._post(no, _Letter(CancelRun("the parent run was stopped"), None))
 
     async def _report_child(self, parent_no: int, seq: int, no: int) -> None:
         loaded = await self._runs.load(no)
@@ -322,13 +364,17 @@ class Runner:
         self._entries[no] = entry
         try:
             step = self._advance(entry)
+            prepared = PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
         except BaseException:
             del self._entries[no]
             self.admission.free(no)
+            for key in self.dispatcher.held_by():
+                if key[0] == no:
+                    self.dispatcher.release(key)
             raise
         if step.run.state is RunState.PENDING:
             self.admission.wait(_ticket(entry, step.run))
-        return PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
+        return prepared
 
     def _first_facts(self, no: int, new: NewRun, create: CreateRun, skip: str) -> Sequence[Fact]:
         if skip:
@@ -474,7 +520,12 @@ class Runner:
         while entry.mailbox and not entry.committing:
             self._idle.pop(entry.no, None)
             entry.committing = True  # the mailbox only fills from here: a slot given back below may bring mail at once
-            step = self._advance(entry)
+            letters = list(entry.mailbox)
+            try:
+                step = self._advance(entry)
+            except Exception as error:  # noqa: BLE001  a bug must not leave the run and its callers waiting for ever
+                self._not_advanced(entry, letters, error)
+                continue
             if step.history:
                 self._write(entry, step)
                 return
@@ -482,6 +533,14 @@ class Runner:
             self._acknowledge(step.taken)
             if not entry.mailbox:
                 self._settle_entry(entry)
+
+    def _not_advanced(self, entry: _Entry, letters: Sequence[_Letter], error: Exception) -> None:
+        _log.error("run.bug", run=entry.run.run_id, facts=[type(one.fact).__name__ for one in letters], exc_info=error)
+        entry.committing = False
+        self._refuse(letters, UnavailableError("the run could not be advanced; the daemon's log has the details"))
+        for key in self.dispatcher.held_by():
+            if key[0] == entry.no and key[1] not in entry.attempts:
+                self.dispatcher.release(key)
 
     def _write(self, entry: _Entry, step: _Step) -> None:
         change = self._change(entry, step, None)
@@ -531,7 +590,7 @@ class Runner:
     def _claim_at_once(self, entry: _Entry, step: _Step, now: int) -> _Step:
         """Record the start of new commands in the very transaction that creates them, while slots are free."""
         for command in list(step.commands):
-            if isinstance(command, Execute) and command.seq in step.run.commands:
+            if isinstance(command, Execute) and _is_queued(step.run, command):
                 key = (entry.no, command.seq)
                 if self.dispatcher.try_take(key, Lane(entry.home.namespace_no, step.run.queue, step.run.priority)):
                     step = self._apply(entry, step, [AttemptStarted(command.seq, self.epoch)], now)
@@ -585,6 +644,8 @@ class Runner:
             self._announce_end(entry)
         elif entry.run.state is RunState.PENDING:
             self.admission.wait(_ticket(entry, entry.run))
+            if entry.run.group:
+                self._spawn(self._pending(entry.no), f"pending run {entry.no}")
         self._pump(entry)
         if not entry.committing:
             self._settle_entry(entry)
@@ -625,9 +686,14 @@ class Runner:
             entry.committing = False
             if not self._stopping:
                 _log.warning("run.not_written", run=entry.run.run_id, error=str(error))
-                asyncio.get_running_loop().call_later(RETRY_S, self._pump, entry)
+                asyncio.get_running_loop().call_later(RETRY_S, self._pump_or_settle, entry)
         for seq in step.claims:  # at last: a slot given back may bring mail at once
             self.dispatcher.release((entry.no, seq))
+
+    def _pump_or_settle(self, entry: _Entry) -> None:
+        self._pump(entry)
+        if not entry.committing:
+            self._settle_entry(entry)
 
     def _offer_later(self, key: CommandKey, lane: Lane) -> None:
         """Put a command in line again after a pause: at once, a disk that stays full would be tried without end."""
@@ -654,6 +720,8 @@ class Runner:
                 _log.error("run.load_failed", run_no=entry.no, error=str(error))
         entry.run, entry.head_hash = loaded.run, loaded.row.head_hash
         entry.committing = False
+        if entry.run.ended_at:
+            self._announce_end(entry)
         self._pump(entry)
         if not entry.committing:
             self._settle_entry(entry)
@@ -701,15 +769,26 @@ class Runner:
                 _log.warning("child.not_started", run=run.run_id, child=command.run_id, error=str(error))
                 await asyncio.sleep(RETRY_S)
                 continue
+            except Exception as error:  # noqa: BLE001  task boundary: the parent would wait for ever
+                _log.error("child.not_started", run=run.run_id, child=command.run_id, exc_info=error)
+                await asyncio.sleep(RELOAD_S)
+                continue
             return
 
     async def _cancel_child(self, run_id: str) -> None:
         starting = self._starting.get(run_id)
         if starting is not None:
             await asyncio.wait([starting])
-        row = await self._runs.by_id(run_id)
-        if row is not None and row.ended_at is None:
-            self._post(row.no, _Letter(CancelRun("the parent run was stopped"), None))
+        while True:
+            try:
+                row = await self._runs.by_id(run_id)
+            except Exception as error:  # noqa: BLE001  task boundary: the parent would wait for the child for ever
+                _log.error("child.not_cancelled", child=run_id, error=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            if row is not None and row.ended_at is None:
+                self._post(row.no, _Letter(CancelRun("the parent run was stopped"), None))
+            return
 
     # --- attempts ----------------------------------------------------------------------------------------------------
 
@@ -811,6 +890,15 @@ class Runner:
 
 _Nothing: Any = object()
 """The fact that says nothing: it only waits for its turn."""
+
+
+def _is_queued(run: Run, command: Execute) -> bool:
+    """Whether a command still waits to be started: later facts of the same batch may have seen to it."""
+    return command.seq in run.commands and run.steps[command.step].state is StepState.QUEUED
+
+
+async def _nobody_decides(_: int) -> None:
+    """Without a control plane, a run whose group is full waits."""
 
 
 async def _no_child(_: Home, __: Run, command: StartChild) -> None:

@@ -18,7 +18,7 @@ from taskforged.engine.model import (
     WorkflowModel,
 )
 from taskforged.engine.states import RunState
-from taskforged.errors import NotFoundError, ResourceExhaustedError
+from taskforged.errors import NotFoundError, ResourceExhaustedError, UnavailableError
 from taskforged.host import runner as runner_module
 from taskforged.host.limits import NamespaceLimits, QueueLimits
 from taskforged.steps.base import Failed
@@ -330,3 +330,70 @@ async def test_a_raised_limit_starts_what_is_not_in_memory_in_portions(make, mon
     assert len(host.runner._loading) <= 8, "not all at once"
     runs = await host.ended(numbers)
     assert {run.state for run in runs} == {RunState.SUCCEEDED}
+
+
+# --- found in review -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("facts", [(PauseRun(), ResumeRun()), (ResumeRun(), PauseRun(), ResumeRun())])
+async def test_steering_and_a_start_in_one_batch_start_the_step_once(make, facts):  # noqa: F811
+    host = await make(pool_size=4)
+    host.work.gate.clear()
+    host.limits.set_queue(1, "default", QueueLimits(paused=True))
+    (no,) = await host.run(ONE)
+    if isinstance(facts[0], ResumeRun):
+        await host.runner.deliver(no, PauseRun())
+    entry = host.runner._entries[no]
+    entry.committing = True  # a commit is under way
+    host.limits.set_queue(1, "default", QueueLimits())  # the dispatcher claims by itself
+    entry.mailbox.extendleft(runner_module._Letter(fact, None) for fact in reversed(facts))
+    entry.committing = False
+    host.runner._pump(entry)
+    await until(lambda: host.work.now == 1)
+    host.work.gate.set()
+    (run,) = await host.ended([no])
+    assert run.state is RunState.SUCCEEDED
+    assert len(host.work.calls) == 1
+    assert host.runner.dispatcher.running == 0
+
+
+async def test_a_bug_while_a_run_advances_tells_the_caller_and_leaks_nothing(make, monkeypatch):  # noqa: F811
+    host = await make()
+    host.work.gate.clear()
+    (no,) = await host.run(ONE)
+    monkeypatch.setattr(runner_module, "apply", lambda *_: 1 / 0)
+    with pytest.raises(UnavailableError):
+        await host.runner.deliver(no, PauseRun())
+    monkeypatch.undo()
+    host.work.gate.set()
+    (run,) = await host.ended([no])
+    assert run.state is RunState.SUCCEEDED
+    assert host.runner.dispatcher.running == 0
+
+
+async def test_one_parent_that_cannot_be_read_does_not_stop_the_recovery_of_others(make, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(runner_module, "RELOAD_S", 0.2)
+    host = await make()
+    host.runner.start_child = lambda *_: asyncio.sleep(60)  # their children are not started in time
+    numbers = await host.run(parent(), 2)
+    await host.stop(0.0)
+    load, failed = RunStore.load, []
+
+    async def load_once_not(self, no):
+        if no == numbers[0] and not failed:
+            failed.append(no)
+            raise OSError("the disk is tired")
+        return await load(self, no)
+
+    start = runner_module.Runner.start
+
+    async def start_with_children(self, epoch):
+        host.runner = self
+        with_children(host, THREE)
+        return await start(self, epoch)
+
+    monkeypatch.setattr(runner_module.Runner, "start", start_with_children)
+    monkeypatch.setattr(RunStore, "load", load_once_not)
+    await host.start()
+    await until(lambda: failed)
+    await host.ended(numbers)

@@ -1,5 +1,6 @@
 """Steering, repeating and refusing, on a real daemon."""
 
+import asyncio
 import json
 import time
 
@@ -100,8 +101,10 @@ async def test_a_paused_run_finishes_what_is_at_work_and_starts_nothing_over_a_c
     await mortal.crash()
     assert (await mortal.get(run_id)).state == "PAUSED"
     assert "/two" not in mortal.service.paths()
+    mortal.service.hold("/two")
     await mortal.call("ResumeRun", run_id=run_id)
     await mortal.call("ResumeRun", run_id=run_id)
+    mortal.service.let_go("/two")
     assert (await mortal.ended(run_id)).state == "SUCCEEDED"
     await refused(mortal.call("PauseRun", run_id=run_id), CODE.FAILED_PRECONDITION, "SUCCEEDED")
     await refused(mortal.call("ResumeRun", run_id=run_id), CODE.FAILED_PRECONDITION, "SUCCEEDED")
@@ -191,6 +194,59 @@ async def test_a_full_group_makes_room_for_the_newest(world: World):
     world.service.let_go("/one")
     states = [(await world.ended(run)).state for run in runs]
     assert states == ["CANCELLED"] * 3 + ["SUCCEEDED"]
+
+
+@pytest.mark.parametrize(("on_limit", "states"), [("skip", "SC"), ("cancel_running", "CS"), ("queue", "SS")])
+async def test_what_a_full_group_does_to_a_later_run_is_decided_when_its_time_has_come(world: World, on_limit, states):
+    name = f"timed-{on_limit}".replace("_", "-")
+    await world.apply(slow(name, f"concurrency: {{group: {name}, limit: 1, on_limit: {on_limit}}}"))
+    world.service.hold("/one")
+    first = await world.start(name)
+    await world.service.called("/one")
+    at = Timestamp()
+    at.FromMicroseconds(round((time.time() + 0.7) * 1e6))
+    second = await world.start(name, run_time=at)
+    assert ((await world.get(first)).state, (await world.get(second)).state) == ("RUNNING", "SCHEDULED")
+    await asyncio.sleep(1.0)
+    world.service.let_go("/one")
+    assert "".join([(await world.ended(run)).state[0] for run in (first, second)]) == states
+
+
+async def test_making_room_survives_a_crash(mortal: World):
+    await mortal.apply(slow("room", "concurrency: {group: room, limit: 1, on_limit: cancel_running}"))
+    mortal.service.hold("/one")
+    runs = []
+    for _ in range(3):
+        runs.append(await mortal.start("room"))
+        await mortal.crash()
+    mortal.service.let_go("/one")
+    assert [(await mortal.ended(run)).state for run in runs] == ["CANCELLED", "CANCELLED", "SUCCEEDED"]
+
+
+async def test_a_retry_of_a_retry_that_never_started_takes_over_the_same(world: World):
+    await world.apply(slow("chain", "concurrency: {group: chain, limit: 1}"))
+    world.service.script("/two", (400, {}))
+    run = await world.ended(await world.start("chain"))
+    world.service.hold("/one")
+    holder = await world.start("chain")
+    first = (await world.call("RetryRun", run_id=run.id)).run.id
+    assert (await world.get(first)).state == "PENDING"
+    await world.call("CancelRun", run_id=first)
+    world.service.script("/two", (200, {}))
+    world.service.let_go("/one")
+    await world.ended(holder)
+    world.service.clear()
+    second = await world.ended((await world.call("RetryRun", run_id=first)).run.id)
+    assert (second.state, second.message.retry_of) == ("SUCCEEDED", first)
+    assert world.service.paths() == ["/two"], "what had succeeded is not done again"
+
+
+async def test_a_signal_repeated_after_the_end_is_no_error(world: World):
+    await world.apply("name: lastword\nsteps:\n  - id: word\n    wait: {signal: word}\n")
+    run_id = await world.start("lastword")
+    for _ in range(2):
+        await world.call("SignalRun", run_id=run_id, signal="word", request_id="only-once")
+    assert (await world.ended(run_id)).state == "SUCCEEDED"
 
 
 async def test_a_paused_queue_keeps_its_steps(world: World):
