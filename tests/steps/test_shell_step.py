@@ -621,6 +621,16 @@ async def test_without_descriptors_of_processes(shell, monkeypatch, tmp_path):
 # Many
 
 
+OTHERS = set()
+"""Children that were there before the test: daemons of other tests."""
+
+
+@pytest.fixture(autouse=True)
+def _know_the_others():
+    OTHERS.clear()
+    OTHERS.update(pid for pid, _ in children())
+
+
 def children():
     found = []
     for pid in module._pids():
@@ -628,7 +638,7 @@ def children():
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid():
+        if int(fields[1]) == os.getpid() and pid not in OTHERS:
             found.append((pid, fields[0]))
     return found
 
