@@ -260,22 +260,19 @@ class Runner:
     async def _recover_children(self) -> None:
         """Start, cancel or report the sub-workflows that an earlier boot did not get to."""
         for row in await self._store.rows("all_children"):
-            try:
-                await self._recover_child(*row)
-            except Exception as error:  # noqa: BLE001  task boundary: one run that cannot be read must not stop the others
-                _log.error("child.not_recovered", parent_no=row[0], child=row[2], error=str(error))
-                asyncio.get_running_loop().call_later(RELOAD_S, self._recover_child_later, row)
+            await self._try_child(row)
 
-    def _recover_child_later(self, row: Sequence[Any]) -> None:
-        if not self._stopping:
-            self._spawn(self._recover_child_again(row), f"recover {row[2]}")
-
-    async def _recover_child_again(self, row: Sequence[Any]) -> None:
+    async def _try_child(self, row: Sequence[Any]) -> None:
+        """Recover a sub-workflow, later again when it cannot be read: one bad run must not stop the others."""
         try:
             await self._recover_child(*row)
-        except Exception as error:  # noqa: BLE001  task boundary, see above
+        except Exception as error:  # noqa: BLE001  task boundary
             _log.error("child.not_recovered", parent_no=row[0], child=row[2], error=str(error))
-            asyncio.get_running_loop().call_later(RELOAD_S, self._recover_child_later, row)
+            asyncio.get_running_loop().call_later(RELOAD_S, self._try_child_again, row)
+
+    def _try_child_again(self, row: Sequence[Any]) -> None:
+        if not self._stopping:
+            self._spawn(self._try_child(row), f"recover {row[2]}")
 
     async def _recover_child(
         self,
