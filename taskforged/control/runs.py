@@ -25,6 +25,7 @@ from taskforged.errors import (
     Violation,
 )
 from taskforged.host.feed import Feed
+from taskforged.host.limits import PRIORITY_MAX
 from taskforged.host.runner import PreparedRun, Runner
 from taskforged.jsonvalue import canonical, parse_json
 from taskforged.language.definition import Definition
@@ -152,8 +153,8 @@ class Runs:
         check_text("correlation_id", request.correlation_id, _CORRELATION_ID_MAX)
         if not request.workflow:
             raise invalid("workflow", "is required")
-        if request.priority is not None and not 0 <= request.priority <= 9:
-            raise invalid("priority", "must be from 0 to 9")
+        if request.priority is not None and not 0 <= request.priority <= PRIORITY_MAX:
+            raise invalid("priority", f"must be from 0 to {PRIORITY_MAX}")
         if request.run_at > self._clock.now() + _RUN_AT_MAX_S * 1_000_000:
             raise invalid("run_time", "must be within a year from now")
 

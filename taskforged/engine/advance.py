@@ -34,6 +34,8 @@ from taskforged.engine.keys import (
     split_item,
 )
 from taskforged.engine.model import (
+    EVENT_TYPE_MAX,
+    RESERVED_TYPES,
     ActivitySpec,
     Block,
     ChildSpec,
@@ -619,7 +621,7 @@ class Advancer:
         """Publish an internal event; what records the step stores it, too."""
         name = self._value(spec.type, "the type", key)
         data = self._value(spec.data, "the data", key)
-        if not isinstance(name, str) or not 1 <= len(name) <= _EVENT_TYPE_MAX or name.startswith(_RESERVED_TYPES):
+        if not isinstance(name, str) or not 1 <= len(name) <= EVENT_TYPE_MAX or name.startswith(RESERVED_TYPES):
             message = f"{str(name)[:80]!r} cannot be the type of an event"
             self.record(Kind.STEP_FAILED, {"error": {"code": "event_type", "message": message}}, key)
             return
@@ -680,11 +682,6 @@ _BEGINNINGS: Mapping[type[Any], Callable[[Advancer, str, Any], None]] = {
     PublishSpec: Advancer.publish,
     FailSpec: Advancer.fail,
 }
-
-_EVENT_TYPE_MAX = 200
-_RESERVED_TYPES = ("run.", "trigger.", "taskforge.")
-"""Types that only the engine itself may publish."""
-
 
 _FINAL_KIND = {
     RunState.SUCCEEDED: Kind.RUN_SUCCEEDED,

@@ -16,7 +16,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
+    "EVENT_TYPE_MAX",
     "PRIORITY",
+    "RESERVED_TYPES",
     "ActivitySpec",
     "Backoff",
     "Block",
@@ -238,6 +240,13 @@ class ChildSpec:
     workflow: str
     version: int
     input: Expression
+
+
+EVENT_TYPE_MAX = 200
+"""Characters of the type of an event."""
+
+RESERVED_TYPES = ("run.", "trigger.", "taskforge.")
+"""Types that begin so are published by the engine alone."""
 
 
 @dataclass(frozen=True, slots=True)

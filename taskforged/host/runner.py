@@ -360,14 +360,12 @@ class Runner:
         entry.mailbox.extend(_Letter(fact, None) for fact in facts)
         self._entries[no] = entry
         try:
-            step = self._advance(entry)
+            step = self._advance(entry, _take_mail(entry))
             prepared = PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
         except BaseException:
             del self._entries[no]
             self.admission.free(no)
-            for key in self.dispatcher.held_by():
-                if key[0] == no:
-                    self.dispatcher.release(key)
+            self._release_unused(entry)
             raise
         if step.run.state is RunState.PENDING:
             self.admission.wait(_ticket(entry, step.run))
@@ -517,9 +515,9 @@ class Runner:
         while entry.mailbox and not entry.committing:
             self._idle.pop(entry.no, None)
             entry.committing = True  # the mailbox only fills from here: a slot given back below may bring mail at once
-            letters = list(entry.mailbox)
+            letters = _take_mail(entry)
             try:
-                step = self._advance(entry)
+                step = self._advance(entry, letters)
             except Exception as error:  # noqa: BLE001  a bug must not leave the run and its callers waiting for ever
                 self._not_advanced(entry, letters, error)
                 continue
@@ -535,9 +533,13 @@ class Runner:
         _log.error("run.bug", run=entry.run.run_id, facts=[type(one.fact).__name__ for one in letters], exc_info=error)
         entry.committing = False
         self._refuse(letters, UnavailableError("the run could not be advanced; the daemon's log has the details"))
-        for key in self.dispatcher.held_by():
-            if key[0] == entry.no and key[1] not in entry.attempts:
-                self.dispatcher.release(key)
+        self._release_unused(entry)
+
+    def _release_unused(self, entry: _Entry) -> None:
+        """Give back the step slots of a run in which no attempt is executed."""
+        for no, seq in self.dispatcher.held_by():
+            if no == entry.no and seq not in entry.attempts:
+                self.dispatcher.release((no, seq))
 
     def _write(self, entry: _Entry, step: _Step) -> None:
         change = self._change(entry, step, None)
@@ -546,12 +548,10 @@ class Runner:
 
     # --- one step forward --------------------------------------------------------------------------------------------
 
-    def _advance(self, entry: _Entry) -> _Step:
-        """Apply everything in the mailbox, and claim slots for what it leads to."""
+    def _advance(self, entry: _Entry, letters: Sequence[_Letter]) -> _Step:
+        """Apply facts together, and claim slots for what they lead to."""
         step = _Step(entry.run, [], [], set(), [], {})
         now = self._clock.now()
-        letters = list(entry.mailbox)
-        entry.mailbox.clear()
         try:
             step = self._apply(entry, step, [letter.fact for letter in letters if letter.fact is not _Nothing], now)
             step.taken.extend(letters)
@@ -887,6 +887,12 @@ class Runner:
 
 _Nothing: Any = object()
 """The fact that says nothing: it only waits for its turn."""
+
+
+def _take_mail(entry: _Entry) -> list[_Letter]:
+    letters = list(entry.mailbox)
+    entry.mailbox.clear()
+    return letters
 
 
 def _is_queued(run: Run, command: Execute) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskforged.engine.model import (
+    EVENT_TYPE_MAX,
+    RESERVED_TYPES,
     ActivitySpec,
     ChildSpec,
     Effect,
@@ -472,9 +474,9 @@ class _CheckedType:
 
 
 def _event_type_fault(name: str) -> str | None:
-    if not _EVENT_TYPE.match(name) or len(name) > _EVENT_TYPE_MAX:
+    if not _EVENT_TYPE.match(name) or len(name) > EVENT_TYPE_MAX:
         return f"{name[:80]!r} is no type of an event; write for example order.paid"
-    if name.startswith(_RESERVED_TYPES):
+    if name.startswith(RESERVED_TYPES):
         return f"{name[:80]!r}: types that begin with run., trigger. or taskforge. are those of Taskforge itself"
     return None
 
@@ -492,7 +494,7 @@ class _EventType(Template):
             fault = _event_type_fault(found.value)
         else:
             start = node.text.partition("${{")[0]
-            fault = _event_type_fault(start + "x") if start.startswith(_RESERVED_TYPES) else None
+            fault = _event_type_fault(start + "x") if start.startswith(RESERVED_TYPES) else None
         if fault:
             context.problem(node, path, fault)
         if isinstance(found, Static):
@@ -504,8 +506,6 @@ def _build_event(values: dict[str, Any], node: MappingNode, path: str, context: 
     return PublishSpec(values["type"], values.get("data", Static({})))
 
 
-_EVENT_TYPE_MAX = 200
-_RESERVED_TYPES = ("run.", "trigger.", "taskforge.")
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*\Z", re.ASCII)
 EVENT = Shape(
     "publish",
