@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Event(_message.Message):
-    """Event is a persisted record of something that happened outside."""
+    """Event is a persisted record of something that happened outside or inside: a delivery, a due time, a published fact."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -37,29 +37,37 @@ class Event(_message.Message):
         OUTCOME_ACCEPTED: Event._Outcome.ValueType  # 1
         """OUTCOME_ACCEPTED: at least one trigger matched and started a run."""
         OUTCOME_FILTERED: Event._Outcome.ValueType  # 2
-        """OUTCOME_FILTERED: verified, but no trigger matched."""
+        """OUTCOME_FILTERED: triggers were asked, but none of them started a run; the verdicts say why."""
         OUTCOME_DUPLICATE: Event._Outcome.ValueType  # 3
         """OUTCOME_DUPLICATE: the same delivery had been accepted before; no effect."""
         OUTCOME_REJECTED: Event._Outcome.ValueType  # 4
         """OUTCOME_REJECTED: refused, for example for a wrong signature; no effect."""
         OUTCOME_HANDSHAKE: Event._Outcome.ValueType  # 5
         """OUTCOME_HANDSHAKE: a provider's test message, answered and without effect."""
+        OUTCOME_PENDING: Event._Outcome.ValueType  # 6
+        """OUTCOME_PENDING: stored, its triggers have not been asked yet."""
+        OUTCOME_UNMATCHED: Event._Outcome.ValueType  # 7
+        """OUTCOME_UNMATCHED: no trigger asks for events of this type."""
 
     class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
-        """Outcome of a delivery."""
+        """Outcome says what became of an event."""
 
     OUTCOME_UNSPECIFIED: Event.Outcome.ValueType  # 0
     """OUTCOME_UNSPECIFIED is never answered; in a filter it means any."""
     OUTCOME_ACCEPTED: Event.Outcome.ValueType  # 1
     """OUTCOME_ACCEPTED: at least one trigger matched and started a run."""
     OUTCOME_FILTERED: Event.Outcome.ValueType  # 2
-    """OUTCOME_FILTERED: verified, but no trigger matched."""
+    """OUTCOME_FILTERED: triggers were asked, but none of them started a run; the verdicts say why."""
     OUTCOME_DUPLICATE: Event.Outcome.ValueType  # 3
     """OUTCOME_DUPLICATE: the same delivery had been accepted before; no effect."""
     OUTCOME_REJECTED: Event.Outcome.ValueType  # 4
     """OUTCOME_REJECTED: refused, for example for a wrong signature; no effect."""
     OUTCOME_HANDSHAKE: Event.Outcome.ValueType  # 5
     """OUTCOME_HANDSHAKE: a provider's test message, answered and without effect."""
+    OUTCOME_PENDING: Event.Outcome.ValueType  # 6
+    """OUTCOME_PENDING: stored, its triggers have not been asked yet."""
+    OUTCOME_UNMATCHED: Event.Outcome.ValueType  # 7
+    """OUTCOME_UNMATCHED: no trigger asks for events of this type."""
 
     @_typing.final
     class HeadersEntry(_message.Message):
@@ -99,14 +107,26 @@ class Event(_message.Message):
     VERDICTS_FIELD_NUMBER: _builtins.int
     RUN_IDS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PUBLISHER_RUN_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    REPLAY_OF_FIELD_NUMBER: _builtins.int
+    REPLAYED_BY_FIELD_NUMBER: _builtins.int
+    ADDRESSEE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """id is the server-assigned identity, `evt_…`, ordered by time of receipt."""
     namespace: _builtins.str
     """namespace that the event was sent to."""
     source: _builtins.str
-    """source is `webhook`."""
+    """source is `webhook`, `cron` (a due time), `manual` (a trigger fired by hand), `internal` (published by a step or a
+    client) or `engine` (published by Taskforge itself, such as `run.failed`).
+    """
     path: _builtins.str
-    """path is the webhook's path below the namespace."""
+    """path is the webhook's path below the namespace. Empty unless the source is `webhook`."""
     outcome: Global___Event.Outcome.ValueType
     """outcome of the delivery."""
     reason: _builtins.str
@@ -127,6 +147,24 @@ class Event(_message.Message):
     """content_type as sent."""
     remote: _builtins.str
     """remote is the sender's network address."""
+    type: _builtins.str
+    """type of an internal event, for example `order.paid`; `schedule.due` of a due time. Empty for webhooks."""
+    publisher_run_id: _builtins.str
+    """publisher_run_id is the run that published the event. Empty when none did."""
+    depth: _builtins.int
+    """depth counts the runs in the chain of causes that led here: 0 for what came from outside."""
+    replay_of: _builtins.str
+    """replay_of is the event that this one replays. Empty for an original."""
+    addressee: _builtins.str
+    """addressee is the only trigger that was asked, as `workflow/trigger`: of due times, fired triggers and some replays."""
+    created_by: _builtins.str
+    """created_by is the id of the token that published, fired or replayed. Empty otherwise."""
+    encoding: _builtins.str
+    """encoding says how expressions see the body: `json`, `form`, `text`, `base64` or `empty`. Empty in lists."""
+    origin: _builtins.str
+    """origin is the `source` attribute of a CloudEvent. Empty otherwise."""
+    subject: _builtins.str
+    """subject of a published event. Empty when it has none."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """headers with lower-case names. Credentials are masked. Empty in lists."""
@@ -142,6 +180,10 @@ class Event(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """create_time is when the event was received."""
+
+    @_builtins.property
+    def replayed_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """replayed_by are the events that replay this one, oldest first, at most 100. Only in GetEvent and ExplainEvent."""
 
     def __init__(
         self,
@@ -164,10 +206,20 @@ class Event(_message.Message):
         verdicts: _abc.Iterable[Global___Verdict] | None = ...,
         run_ids: _abc.Iterable[_builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        type: _builtins.str = ...,
+        publisher_run_id: _builtins.str = ...,
+        depth: _builtins.int = ...,
+        replay_of: _builtins.str = ...,
+        replayed_by: _abc.Iterable[_builtins.str] | None = ...,
+        addressee: _builtins.str = ...,
+        created_by: _builtins.str = ...,
+        encoding: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        subject: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "body_size", b"body_size", "content_type", b"content_type", "create_time", b"create_time", "delivery_id", b"delivery_id", "duplicate_of", b"duplicate_of", "headers", b"headers", "id", b"id", "namespace", b"namespace", "outcome", b"outcome", "path", b"path", "query_json", b"query_json", "reason", b"reason", "remote", b"remote", "run_ids", b"run_ids", "source", b"source", "verdicts", b"verdicts", "verification", b"verification"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addressee", b"addressee", "body", b"body", "body_size", b"body_size", "content_type", b"content_type", "create_time", b"create_time", "created_by", b"created_by", "delivery_id", b"delivery_id", "depth", b"depth", "duplicate_of", b"duplicate_of", "encoding", b"encoding", "headers", b"headers", "id", b"id", "namespace", b"namespace", "origin", b"origin", "outcome", b"outcome", "path", b"path", "publisher_run_id", b"publisher_run_id", "query_json", b"query_json", "reason", b"reason", "remote", b"remote", "replay_of", b"replay_of", "replayed_by", b"replayed_by", "run_ids", b"run_ids", "source", b"source", "subject", b"subject", "type", b"type", "verdicts", b"verdicts", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,6 +237,10 @@ class Verdict(_message.Message):
     MATCHED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    RUN_IDS_FIELD_NUMBER: _builtins.int
+    CLAUSE_FIELD_NUMBER: _builtins.int
+    VALUES_JSON_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """workflow that declares the trigger."""
     version: _builtins.int
@@ -196,7 +252,19 @@ class Verdict(_message.Message):
     reason: _builtins.str
     """reason says why not, with the expression and its position where one failed. Empty when matched."""
     run_id: _builtins.str
-    """run_id that was started. Empty when none was."""
+    """run_id that was started; the first one where there are several. Empty when none was."""
+    clause: _builtins.str
+    """clause is the part of the trigger's `if` that was false. Empty when it is not about the `if`."""
+    values_json: _builtins.str
+    """values_json holds what that clause saw: a JSON object from reference to value, abridged. Empty without a clause."""
+    @_builtins.property
+    def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """run_ids that were started: one, or with `for_each` one for each item that did not fail."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemVerdict]:
+        """items says what became of each item of `for_each`, at most 1,000. Empty without."""
+
     def __init__(
         self,
         *,
@@ -206,11 +274,49 @@ class Verdict(_message.Message):
         matched: _builtins.bool = ...,
         reason: _builtins.str = ...,
         run_id: _builtins.str = ...,
+        run_ids: _abc.Iterable[_builtins.str] | None = ...,
+        clause: _builtins.str = ...,
+        values_json: _builtins.str = ...,
+        items: _abc.Iterable[Global___ItemVerdict] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "reason", b"reason", "run_id", b"run_id", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clause", b"clause", "items", b"items", "matched", b"matched", "reason", b"reason", "run_id", b"run_id", "run_ids", b"run_ids", "trigger", b"trigger", "values_json", b"values_json", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+
+@_typing.final
+class ItemVerdict(_message.Message):
+    """ItemVerdict says what became of one item of a trigger's `for_each`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """index of the item, from 0."""
+    namespace: _builtins.str
+    """namespace that the run belongs to."""
+    run_id: _builtins.str
+    """run_id that was started. Empty when none was."""
+    reason: _builtins.str
+    """reason says why not. Empty when a run was started."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        namespace: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "namespace", b"namespace", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemVerdict: _TypeAlias = ItemVerdict  # noqa: Y015

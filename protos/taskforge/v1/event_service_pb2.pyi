@@ -6,8 +6,10 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from taskforge.v1 import event_pb2 as _event_pb2
+from taskforge.v1 import run_pb2 as _run_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -76,6 +78,11 @@ class ListEventsRequest(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """namespace to list. Empty means `default`."""
     path: _builtins.str
@@ -84,9 +91,25 @@ class ListEventsRequest(_message.Message):
     """page_size is the most rows wanted. 0 means 50; more than 1,000 is taken as 1,000; negative is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """page_token is the `next_page_token` of the page before, with the same filters. Empty means the first page."""
+    type: _builtins.str
+    """type keeps only events of this type; `*` stands for any text. Empty means all."""
+    workflow: _builtins.str
+    """workflow keeps only events that a trigger of this workflow was asked about. Empty means all."""
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.Event.Outcome.ValueType]:
         """outcomes keeps only events with one of these outcomes. Empty means all."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sources keeps only events of these sources. Empty means all but `engine`, unless a type is given."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """since keeps only events received then or later. Unset means all."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """until keeps only events received earlier. Unset means all."""
 
     def __init__(
         self,
@@ -96,10 +119,15 @@ class ListEventsRequest(_message.Message):
         path: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        type: _builtins.str = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        workflow: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "outcomes", b"outcomes", "page_size", b"page_size", "page_token", b"page_token", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "outcomes", b"outcomes", "page_size", b"page_size", "page_token", b"page_token", "path", b"path", "since", b"since", "sources", b"sources", "type", b"type", "until", b"until", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,3 +160,403 @@ class ListEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class ExplainEventRequest(_message.Message):
+    """ExplainEventRequest names one event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """event_id of the event. Required."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainEventRequest: _TypeAlias = ExplainEventRequest  # noqa: Y015
+
+@_typing.final
+class ExplainEventResponse(_message.Message):
+    """ExplainEventResponse tells the story of an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    CAUSES_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.Event:
+        """event with headers, body and verdicts."""
+
+    @_builtins.property
+    def summary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """summary says it in sentences, the most important first."""
+
+    @_builtins.property
+    def causes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Cause]:
+        """causes are the events and runs that led to this one, the nearest first, at most 100."""
+
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.Run]:
+        """runs that the event started, without steps, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.Event | None = ...,
+        summary: _abc.Iterable[_builtins.str] | None = ...,
+        causes: _abc.Iterable[Global___Cause] | None = ...,
+        runs: _abc.Iterable[_run_pb2.Run] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causes", b"causes", "event", b"event", "runs", b"runs", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainEventResponse: _TypeAlias = ExplainEventResponse  # noqa: Y015
+
+@_typing.final
+class Cause(_message.Message):
+    """Cause is one link in the chain that led to an event: a run that published it, and the event that started that run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    EVENT_SOURCE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """run_id of the publishing run."""
+    workflow: _builtins.str
+    """workflow of that run."""
+    event_id: _builtins.str
+    """event_id of the event that started that run. Empty when it was started by hand."""
+    event_type: _builtins.str
+    """event_type of that event. Empty for webhooks."""
+    event_source: _builtins.str
+    """event_source of that event."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        event_type: _builtins.str = ...,
+        event_source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_source", b"event_source", "event_type", b"event_type", "run_id", b"run_id", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cause: _TypeAlias = Cause  # noqa: Y015
+
+@_typing.final
+class PublishEventRequest(_message.Message):
+    """PublishEventRequest describes an internal event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    DATA_JSON_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """namespace in which to publish. Empty means `default`."""
+    type: _builtins.str
+    """type such as `order.paid`: 1 to 200 characters `[A-Za-z0-9._/-]`, beginning with a letter or digit. The types that
+    begin with `run.`, `trigger.`, `schedule.` and `taskforge.` belong to the engine. Required.
+    """
+    data_json: _builtins.str
+    """data_json is the content, as JSON text of at most 1 MiB. Empty means null."""
+    subject: _builtins.str
+    """subject says what it is about, at most 1,024 characters. May be empty."""
+    request_id: _builtins.str
+    """request_id makes the call repeatable: the same id answers the first call's event. At most 128 characters."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        type: _builtins.str = ...,
+        data_json: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_json", b"data_json", "namespace", b"namespace", "request_id", b"request_id", "subject", b"subject", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishEventRequest: _TypeAlias = PublishEventRequest  # noqa: Y015
+
+@_typing.final
+class PublishEventResponse(_message.Message):
+    """PublishEventResponse carries the event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.Event:
+        """event as it was stored. Its outcome is PENDING when triggers are asked, else UNMATCHED."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.Event | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishEventResponse: _TypeAlias = PublishEventResponse  # noqa: Y015
+
+@_typing.final
+class ReplayEventRequest(_message.Message):
+    """ReplayEventRequest says which event to replay, how and for whom."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """event_id of the event. Required."""
+    body: _builtins.bytes
+    """body replaces the body. Unset keeps it."""
+    workflow: _builtins.str
+    """workflow: only its triggers are asked. Empty means all that listen where the event came in."""
+    trigger: _builtins.str
+    """trigger: only this one of the workflow is asked, wherever it listens. Needs workflow. Empty means all of them."""
+    request_id: _builtins.str
+    """request_id makes the call repeatable: the same id answers the first call's event. At most 128 characters."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        body: _builtins.bytes | None = ...,
+        workflow: _builtins.str = ...,
+        trigger: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_body", b"_body", "body", b"body"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_body", b"_body", "body", b"body", "event_id", b"event_id", "request_id", b"request_id", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__body: _TypeAlias = _typing.Literal["body"]  # noqa: Y015
+    _WhichOneofArgType__body: _TypeAlias = _typing.Literal["_body", b"_body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__body) -> _WhichOneofReturnType__body | None: ...
+
+Global___ReplayEventRequest: _TypeAlias = ReplayEventRequest  # noqa: Y015
+
+@_typing.final
+class ReplayEventResponse(_message.Message):
+    """ReplayEventResponse carries the new event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _event_pb2.Event:
+        """event that replays the other one, with its verdicts."""
+
+    def __init__(
+        self,
+        *,
+        event: _event_pb2.Event | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayEventResponse: _TypeAlias = ReplayEventResponse  # noqa: Y015
+
+@_typing.final
+class EventFilter(_message.Message):
+    """EventFilter selects events by what they have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """namespace of the events. Empty means `default`."""
+    path: _builtins.str
+    """path keeps only events of this webhook path. Empty means all."""
+    type: _builtins.str
+    """type keeps only events of this type; `*` stands for any text. Empty means all."""
+    workflow: _builtins.str
+    """workflow keeps only events that a trigger of this workflow was asked about. Empty means all."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedScalarFieldContainer[_event_pb2.Event.Outcome.ValueType]:
+        """outcomes keeps only events with one of these outcomes. Empty means ACCEPTED, FILTERED and UNMATCHED."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """sources keeps only events of these sources. Empty means all but `engine`, unless a type is given."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """since keeps only events received then or later. Unset means all."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """until keeps only events received earlier. Unset means up to now. Replays themselves are never selected."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        outcomes: _abc.Iterable[_event_pb2.Event.Outcome.ValueType] | None = ...,
+        path: _builtins.str = ...,
+        type: _builtins.str = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
+        workflow: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "outcomes", b"outcomes", "path", b"path", "since", b"since", "sources", b"sources", "type", b"type", "until", b"until", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventFilter: _TypeAlias = EventFilter  # noqa: Y015
+
+@_typing.final
+class ReplayEventsRequest(_message.Message):
+    """ReplayEventsRequest selects events, either by their ids or by a filter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    max_count: _builtins.int
+    """max_count is the most events to replay in this call. 0 means 100; at most 1,000."""
+    workflow: _builtins.str
+    """workflow and trigger: as in ReplayEventRequest."""
+    trigger: _builtins.str
+    """trigger: as in ReplayEventRequest."""
+    dry_run: _builtins.bool
+    """dry_run only answers what would be replayed."""
+    @_builtins.property
+    def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """event_ids of the events, at most 1,000. Excludes filter; one of both is required."""
+
+    @_builtins.property
+    def filter(self) -> Global___EventFilter:
+        """filter over events that are no replays and have not been replayed."""
+
+    def __init__(
+        self,
+        *,
+        event_ids: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___EventFilter | None = ...,
+        max_count: _builtins.int = ...,
+        workflow: _builtins.str = ...,
+        trigger: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "event_ids", b"event_ids", "filter", b"filter", "max_count", b"max_count", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayEventsRequest: _TypeAlias = ReplayEventsRequest  # noqa: Y015
+
+@_typing.final
+class ReplayEventsResponse(_message.Message):
+    """ReplayEventsResponse says what became of each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        """Result of one event."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        EVENT_ID_FIELD_NUMBER: _builtins.int
+        REPLAY_ID_FIELD_NUMBER: _builtins.int
+        OUTCOME_FIELD_NUMBER: _builtins.int
+        RUN_IDS_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        event_id: _builtins.str
+        """event_id of the original."""
+        replay_id: _builtins.str
+        """replay_id is the new event. Empty when there is an error, and in a dry run."""
+        outcome: _event_pb2.Event.Outcome.ValueType
+        """outcome of the new event."""
+        error: _builtins.str
+        """error says why it was not replayed. Empty when it was."""
+        @_builtins.property
+        def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """run_ids that the new event started."""
+
+        def __init__(
+            self,
+            *,
+            event_id: _builtins.str = ...,
+            replay_id: _builtins.str = ...,
+            outcome: _event_pb2.Event.Outcome.ValueType = ...,
+            run_ids: _abc.Iterable[_builtins.str] | None = ...,
+            error: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "event_id", b"event_id", "outcome", b"outcome", "replay_id", b"replay_id", "run_ids", b"run_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """more says that the filter fits further events beyond max_count."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayEventsResponse.Result]:
+        """results in the order of event_ids, or oldest first."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReplayEventsResponse.Result] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayEventsResponse: _TypeAlias = ReplayEventsResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EventServiceStub:
-    """EventService shows what arrived and what became of it.
+    """EventService shows what happened and what became of it, publishes events and replays them.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,30 @@ class EventServiceStub:
                 request_serializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.ExplainEvent = channel.unary_unary(
+                '/taskforge.v1.EventService/ExplainEvent',
+                request_serializer=taskforge_dot_v1_dot_event__service__pb2.ExplainEventRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_event__service__pb2.ExplainEventResponse.FromString,
+                _registered_method=True)
+        self.PublishEvent = channel.unary_unary(
+                '/taskforge.v1.EventService/PublishEvent',
+                request_serializer=taskforge_dot_v1_dot_event__service__pb2.PublishEventRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_event__service__pb2.PublishEventResponse.FromString,
+                _registered_method=True)
+        self.ReplayEvent = channel.unary_unary(
+                '/taskforge.v1.EventService/ReplayEvent',
+                request_serializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventResponse.FromString,
+                _registered_method=True)
+        self.ReplayEvents = channel.unary_unary(
+                '/taskforge.v1.EventService/ReplayEvents',
+                request_serializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventsRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventsResponse.FromString,
+                _registered_method=True)
 
 
 class EventServiceServicer:
-    """EventService shows what arrived and what became of it.
+    """EventService shows what happened and what became of it, publishes events and replays them.
     """
 
     def GetEvent(self, request, context):
@@ -60,6 +80,39 @@ class EventServiceServicer:
 
     def ListEvents(self, request, context):
         """ListEvents answers events, newest first. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainEvent(self, request, context):
+        """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
+        clause was false, what became of the runs. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishEvent(self, request, context):
+        """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
+        Needs role `trigger`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayEvent(self, request, context):
+        """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
+        is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
+        whose body is not kept whole. Needs role `operator`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayEvents(self, request, context):
+        """ReplayEvents replays many events, oldest first, each like ReplayEvent. One that cannot be replayed does not hinder
+        the others. Needs role `operator`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +131,26 @@ def add_EventServiceServicer_to_server(servicer, server):
                     request_deserializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsResponse.SerializeToString,
             ),
+            'ExplainEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainEvent,
+                    request_deserializer=taskforge_dot_v1_dot_event__service__pb2.ExplainEventRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_event__service__pb2.ExplainEventResponse.SerializeToString,
+            ),
+            'PublishEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishEvent,
+                    request_deserializer=taskforge_dot_v1_dot_event__service__pb2.PublishEventRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_event__service__pb2.PublishEventResponse.SerializeToString,
+            ),
+            'ReplayEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayEvent,
+                    request_deserializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventResponse.SerializeToString,
+            ),
+            'ReplayEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayEvents,
+                    request_deserializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventsRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_event__service__pb2.ReplayEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'taskforge.v1.EventService', rpc_method_handlers)
@@ -87,7 +160,7 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService:
-    """EventService shows what arrived and what became of it.
+    """EventService shows what happened and what became of it, publishes events and replays them.
     """
 
     @staticmethod
@@ -134,6 +207,114 @@ class EventService:
             '/taskforge.v1.EventService/ListEvents',
             taskforge_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
             taskforge_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.EventService/ExplainEvent',
+            taskforge_dot_v1_dot_event__service__pb2.ExplainEventRequest.SerializeToString,
+            taskforge_dot_v1_dot_event__service__pb2.ExplainEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.EventService/PublishEvent',
+            taskforge_dot_v1_dot_event__service__pb2.PublishEventRequest.SerializeToString,
+            taskforge_dot_v1_dot_event__service__pb2.PublishEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.EventService/ReplayEvent',
+            taskforge_dot_v1_dot_event__service__pb2.ReplayEventRequest.SerializeToString,
+            taskforge_dot_v1_dot_event__service__pb2.ReplayEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.EventService/ReplayEvents',
+            taskforge_dot_v1_dot_event__service__pb2.ReplayEventsRequest.SerializeToString,
+            taskforge_dot_v1_dot_event__service__pb2.ReplayEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EventServiceStub:
-    """EventService shows what arrived and what became of it."""
+    """EventService shows what happened and what became of it, publishes events and replays them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +37,53 @@ class EventServiceStub:
     """GetEvent answers one event with headers, body and verdicts, or NOT_FOUND. Needs role `viewer`."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]
     """ListEvents answers events, newest first. Needs role `viewer`."""
+    ExplainEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ExplainEventRequest, _event_service_pb2.ExplainEventResponse]
+    """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
+    clause was false, what became of the runs. Needs role `viewer`.
+    """
+    PublishEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventRequest, _event_service_pb2.PublishEventResponse]
+    """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
+    Needs role `trigger`.
+    """
+    ReplayEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventRequest, _event_service_pb2.ReplayEventResponse]
+    """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
+    is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
+    whose body is not kept whole. Needs role `operator`.
+    """
+    ReplayEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventsRequest, _event_service_pb2.ReplayEventsResponse]
+    """ReplayEvents replays many events, oldest first, each like ReplayEvent. One that cannot be replayed does not hinder
+    the others. Needs role `operator`.
+    """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
-    """EventService shows what arrived and what became of it."""
+    """EventService shows what happened and what became of it, publishes events and replays them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.GetEventRequest, _event_service_pb2.GetEventResponse]  # type: ignore[assignment]
     """GetEvent answers one event with headers, body and verdicts, or NOT_FOUND. Needs role `viewer`."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """ListEvents answers events, newest first. Needs role `viewer`."""
+    ExplainEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ExplainEventRequest, _event_service_pb2.ExplainEventResponse]  # type: ignore[assignment]
+    """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
+    clause was false, what became of the runs. Needs role `viewer`.
+    """
+    PublishEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventRequest, _event_service_pb2.PublishEventResponse]  # type: ignore[assignment]
+    """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
+    Needs role `trigger`.
+    """
+    ReplayEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventRequest, _event_service_pb2.ReplayEventResponse]  # type: ignore[assignment]
+    """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
+    is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
+    whose body is not kept whole. Needs role `operator`.
+    """
+    ReplayEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventsRequest, _event_service_pb2.ReplayEventsResponse]  # type: ignore[assignment]
+    """ReplayEvents replays many events, oldest first, each like ReplayEvent. One that cannot be replayed does not hinder
+    the others. Needs role `operator`.
+    """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
-    """EventService shows what arrived and what became of it."""
+    """EventService shows what happened and what became of it, publishes events and replays them."""
 
     @_abc_1.abstractmethod
     def GetEvent(
@@ -66,5 +100,46 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.ListEventsResponse, _abc.Awaitable[_event_service_pb2.ListEventsResponse]]:
         """ListEvents answers events, newest first. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def ExplainEvent(
+        self,
+        request: _event_service_pb2.ExplainEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.ExplainEventResponse, _abc.Awaitable[_event_service_pb2.ExplainEventResponse]]:
+        """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
+        clause was false, what became of the runs. Needs role `viewer`.
+        """
+
+    @_abc_1.abstractmethod
+    def PublishEvent(
+        self,
+        request: _event_service_pb2.PublishEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.PublishEventResponse, _abc.Awaitable[_event_service_pb2.PublishEventResponse]]:
+        """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
+        Needs role `trigger`.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayEvent(
+        self,
+        request: _event_service_pb2.ReplayEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.ReplayEventResponse, _abc.Awaitable[_event_service_pb2.ReplayEventResponse]]:
+        """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
+        is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
+        whose body is not kept whole. Needs role `operator`.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayEvents(
+        self,
+        request: _event_service_pb2.ReplayEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_service_pb2.ReplayEventsResponse, _abc.Awaitable[_event_service_pb2.ReplayEventsResponse]]:
+        """ReplayEvents replays many events, oldest first, each like ReplayEvent. One that cannot be replayed does not hinder
+        the others. Needs role `operator`.
+        """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

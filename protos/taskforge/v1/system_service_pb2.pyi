@@ -131,6 +131,11 @@ class GetStatsResponse(_message.Message):
     WATCHERS_FIELD_NUMBER: _builtins.int
     DATABASE_BYTES_FIELD_NUMBER: _builtins.int
     WAL_BYTES_FIELD_NUMBER: _builtins.int
+    CRON_TRIGGERS_FIELD_NUMBER: _builtins.int
+    FIRED_SLOTS_FIELD_NUMBER: _builtins.int
+    LATENESS_P50_MS_FIELD_NUMBER: _builtins.int
+    LATENESS_MAX_MS_FIELD_NUMBER: _builtins.int
+    PENDING_EVENTS_FIELD_NUMBER: _builtins.int
     running_steps: _builtins.int
     """running_steps is how many executors are at work."""
     queued_steps: _builtins.int
@@ -151,6 +156,16 @@ class GetStatsResponse(_message.Message):
     """database_bytes is the size of the database file."""
     wal_bytes: _builtins.int
     """wal_bytes is the size of the write-ahead log."""
+    cron_triggers: _builtins.int
+    """cron_triggers is how many cron triggers have a next due time."""
+    fired_slots: _builtins.int
+    """fired_slots is how many due times have fired since the daemon started."""
+    lateness_p50_ms: _builtins.float
+    """lateness_p50_ms is how late the median of the last 1,024 due times fired, in milliseconds."""
+    lateness_max_ms: _builtins.float
+    """lateness_max_ms is how late the latest of those fired, in milliseconds."""
+    pending_events: _builtins.int
+    """pending_events is how many internal events wait for their triggers to be asked."""
     def __init__(
         self,
         *,
@@ -164,10 +179,15 @@ class GetStatsResponse(_message.Message):
         watchers: _builtins.int = ...,
         database_bytes: _builtins.int = ...,
         wal_bytes: _builtins.int = ...,
+        cron_triggers: _builtins.int = ...,
+        fired_slots: _builtins.int = ...,
+        lateness_p50_ms: _builtins.float = ...,
+        lateness_max_ms: _builtins.float = ...,
+        pending_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "database_bytes", b"database_bytes", "open_runs", b"open_runs", "pending_timers", b"pending_timers", "pool_size", b"pool_size", "queued_steps", b"queued_steps", "running_steps", b"running_steps", "wal_bytes", b"wal_bytes", "watchers", b"watchers", "writes", b"writes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "cron_triggers", b"cron_triggers", "database_bytes", b"database_bytes", "fired_slots", b"fired_slots", "lateness_max_ms", b"lateness_max_ms", "lateness_p50_ms", b"lateness_p50_ms", "open_runs", b"open_runs", "pending_events", b"pending_events", "pending_timers", b"pending_timers", "pool_size", b"pool_size", "queued_steps", b"queued_steps", "running_steps", b"running_steps", "wal_bytes", b"wal_bytes", "watchers", b"watchers", "writes", b"writes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
