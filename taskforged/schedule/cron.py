@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 __all__ = ["EXPRESSION_MAX", "PROFILE", "Cron", "CronError", "parse_cron"]
@@ -374,7 +375,9 @@ def _hash_bounds(spec: _Spec, found: re.Match[str], at: int) -> tuple[int, int]:
         return spec.low, top
     low, high = int(found[1]), int(found[2])
     if not spec.low <= low < high <= top:
-        raise CronError(f"H({found[1]}-{found[2]}) is no range: {spec.name} is {spec.low}-{top}", at + found.start(1))
+        raise CronError(
+            f"H({found[1]}-{found[2]}) cannot be drawn: {spec.name} is {spec.low}-{top} for H, the lower first", at + 2
+        )
     return low, high
 
 
@@ -389,26 +392,34 @@ def _days(day: _Column, weekday: _Column) -> tuple[tuple[int, ...], ...]:
     Debian's rule: both columns must match if one of them starts with `*`, else one is enough.
     """
     both = day.starred or weekday.starred
+    return _days_of(day.values, day.last, weekday.values, weekday.nth, both)
+
+
+@lru_cache(maxsize=512)
+def _days_of(
+    numbers: frozenset[int], last: bool, weekdays: frozenset[int], nth: frozenset[tuple[int, int]], both: bool
+) -> tuple[tuple[int, ...], ...]:
+    """Answer the days. Cached: thousands of triggers share a few patterns, most often `* *`."""
     kinds = []
     for length in range(28, 32):
+        by_date = numbers | {length} if last else numbers
         for first in range(7):
-            by_date = {length} if day.last else set()
-            by_date |= day.values
-            by_week = _weekdays(weekday, length, first)
+            by_week = _weekdays(weekdays, nth, length, first)
             chosen = by_date & by_week if both else by_date | by_week
             kinds.append(tuple(sorted(number for number in chosen if number <= length)))
     return tuple(kinds)
 
 
-def _weekdays(weekday: _Column, length: int, first: int) -> set[int]:
-    found = set()
-    for number in range(1, length + 1):
-        which = (first + number - 1) % 7
-        nth = (number + 6) // 7
-        is_last = number + 7 > length
-        if which in weekday.values or (which, nth) in weekday.nth or (is_last and (which, 0) in weekday.nth):
+def _weekdays(weekdays: frozenset[int], nth: frozenset[tuple[int, int]], length: int, first: int) -> frozenset[int]:
+    """Answer the days of a month on the weekdays, and on the n-th weekdays."""
+    found = {number for number in range(1, length + 1) if (first + number - 1) % 7 in weekdays}
+    for weekday, which in nth:
+        earliest = (weekday - first) % 7 + 1
+        # The last one lies in the last seven days.
+        number = earliest + 7 * ((length - earliest) // 7 if which == 0 else which - 1)
+        if number <= length:
             found.add(number)
-    return found
+    return frozenset(found)
 
 
 def _occurs(days: tuple[tuple[int, ...], ...], months: frozenset[int]) -> bool:

@@ -39,4 +39,4 @@ def cross_check(cron: Cron) -> None:
 
 
 def _values(theirs: list[Any], bounds: tuple[int, int]) -> tuple[int, ...]:
-    return tuple(range(bounds[0], bounds[1] + 1)) if theirs == ["*"] else tuple(sorted(theirs))
+    return tuple(range(bounds[0], bounds[1] + 1)) if "*" in theirs else tuple(sorted(theirs))
