@@ -9,9 +9,10 @@ from typing import NamedTuple
 from taskforged.engine.model import Json
 from taskforged.language.definition import Verify
 
-__all__ = ["DeliveryId", "delivery_id", "delivery_key", "handshake"]
+__all__ = ["DeliveryId", "credentials", "delivery_id", "delivery_key", "handshake"]
 
 _SIGNED_BODIES = frozenset({"github", "standard-webhooks", "stripe", "slack", "hmac"})
+_TOKENS = frozenset({"gitlab", "token", "basic"})
 _IDS_IN_BODIES = {"stripe": "id", "slack": "event_id"}
 _ID_MAX = 256
 _CHALLENGE_MAX = 200
@@ -85,3 +86,8 @@ def delivery_key(demand: Verify, sent: DeliveryId, body: bytes) -> bytes | None:
         # has to be borne; the second must not make the real one look like a repetition.
         return hashlib.sha256(sent.text.encode() + b"\0" + digest).digest()
     return digest if body and demand.scheme in _SIGNED_BODIES else None
+
+
+def credentials(demand: Verify) -> tuple[str, str]:
+    """Answer the header and the parameter of the URL that hold the secret itself, which must not be kept; or empty."""
+    return (demand.header, demand.query) if demand.scheme in _TOKENS else ("", "")

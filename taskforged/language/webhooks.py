@@ -134,14 +134,15 @@ class _Signed:
 
 
 def _faults_of_signed(text: str) -> list[str]:
-    faults = []
-    for found in _BRACES.findall(text):
-        if not PLACEHOLDER.fullmatch(found):
-            hint = did_you_mean(found, ("{body}", "{timestamp}", "{id}"))
-            faults.append(f"{found!r} is no placeholder{hint}")
     parts = PLACEHOLDER.split(text)
     placeholders, between = parts[1::2], parts[2:-1:2]
-    if "{body}" not in placeholders:
+    unknown = [found for found in _BRACES.findall(text) if not PLACEHOLDER.fullmatch(found)]
+    faults = []
+    if unknown:
+        hint = " (expressions are not possible here)" if "${{" in text else ""
+        hint = hint or did_you_mean(unknown[0], ("{body}", "{timestamp}", "{id}"))
+        faults.append(f"{unknown[0]!r} is no placeholder{hint}")
+    elif "{body}" not in placeholders:
         faults.append("'{body}' is missing: a signature that leaves out the body proves nothing about it")
     if len(set(placeholders)) < len(placeholders):
         faults.append("each placeholder can be there only once")
