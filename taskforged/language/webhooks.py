@@ -182,13 +182,9 @@ class _VerifyShape(Shape):
     __slots__ = ()
 
     def read(self, node: Node, path: str, context: Context) -> Any:
-        if not isinstance(node, MappingNode):
-            return super().read(node, path, context)
-        before = len(context.problems)
-        _check_scheme(node, path, context)
-        faulty = len(context.problems) > before
-        value = super().read(node, path, context)
-        return None if faulty else value
+        if isinstance(node, MappingNode):
+            _check_scheme(node, path, context)
+        return super().read(node, path, context)
 
     def _schema(self, defs: dict[str, Schema]) -> Schema:
         schema = super()._schema(defs)

@@ -199,6 +199,7 @@ def test_the_example_of_the_http_binding():
     [
         (b"", "", (None, "")),
         (b"", "application/json", (None, "application/json")),
+        (b"1", " application/json\t", (1, "application/json")),
         (b"<a/>", "application/xml", ("PGEvPg==", "application/xml")),
         (b"\x00\x01", "", ("AAE=", "application/octet-stream")),
         (b'"a"', "text/json", ("a", "text/json")),

@@ -482,6 +482,7 @@ def test_tokens(demand, headers, query):
 def test_a_token_is_looked_for_in_one_place():
     assert code(QUERY, "s", {"token": "s", "authorization": "Bearer s"}) == "missing"
     assert code(BEARER, "s", {}, query={"authorization": "Bearer s"}) == "missing"
+    assert code(Verify("token", ("HOOK",), query="token", prefix="Bearer "), "s", {}, query={"token": "s"}) is None
     assert code(BEARER, "s", {"authorization": "bearer s"}) == "mismatch"
     assert code(BEARER, "s", {"authorization": "s"}) == "mismatch"
 
