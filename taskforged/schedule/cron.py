@@ -363,7 +363,7 @@ def _hashed(spec: _Spec, term: str, at: int, seed: str) -> _Column:
         value = low + number % (high - low + 1)
         return _Column(frozenset((value,)), str(value))
     step = _step(spec, found[3], at + found.start(3), high - low + 1)
-    first = low + number % min(step, high - low + 1)
+    first = low + number % step
     values = range(first, high + 1, step)
     text = f"{first}-{high}/{step}" if len(values) > 1 else str(first)
     return _Column(frozenset(values), text, starred=found[1] is None)

@@ -99,10 +99,9 @@ def plan(
     fire = slots_before(schedule, border, newest, ON_TIME_MAX)
     if len(fire) == ON_TIME_MAX:
         border = fire[0].due_at - 1
-    late = min(border, newest)
     oldest = newest - policy.window_us - 1 if policy.window_us else cursor
-    caught_up = _catch_up(schedule, policy, max(oldest, cursor), late, on_time=bool(fire))
-    rest = caught_up[0].due_at - 1 if caught_up else late
+    caught_up = _catch_up(schedule, policy, max(oldest, cursor), border, on_time=bool(fire))
+    rest = caught_up[0].due_at - 1 if caught_up else border
     fire = caught_up + fire
     stretches = _stretches(policy, cursor, min(oldest, rest), rest, fires=bool(fire))
     ranges = [found for part in stretches for found in _ranges(schedule, part, suspended)]

@@ -108,6 +108,20 @@ def test_options_relate_in_every_shape_of_change():
         assert all(slot.due_at == change.at * US for slot in first if slot.dst == "gap")
 
 
+def test_a_change_on_the_border_of_a_span_is_counted_once():
+    for expression in ("0-59/10 0-23 * * *", "*/10 * * * *"):
+        cron = parse_cron(expression)
+        for change, name in shapes():
+            schedule = Schedule(cron, name)
+            low, at, high = (change.at + more for more in (-14_400, 0, 14_400))
+            slots = ours(schedule, low, high)
+            for border in (at - 1, at, at + 1, at - abs(change.width), at + abs(change.width)):
+                assert ours(schedule, low, border) == [slot for slot in slots if slot <= border]
+                assert ours(schedule, border, high) == [slot for slot in slots if slot > border]
+                parts = (low, border), (border, high)
+                assert sum(count_slots(schedule, a * US, b * US) for a, b in parts) == len(slots)
+
+
 # name, expression, options, the local times from midnight UTC of a day on, with what the clocks did.
 NAMED = [
     ("Europe/Berlin", "30 2 * * *", {}, "2026-03-28", ["2026-03-28T02:30:00+01:00", "2026-03-29T03:00:00+02:00 gap", "2026-03-30T02:30:00+02:00"]),

@@ -138,6 +138,11 @@ def row(made):
             ],
             [due(0)],
         ),
+        (
+            Policy("all", window_us=50 * 60 * US),
+            [Range(due(-3), due(-1), 3, "MISSED", "older than the window of 50m")],
+            [due(0)],
+        ),
         (Policy(window_us=90 * US), [Range(due(-3), due(0), 4, "MISSED", "older than the window of 1m30s")], []),
         (Policy(window_us=1), [Range(due(-3), due(0), 4, "MISSED", "older than the window of 1us")], []),
     ],
@@ -158,6 +163,9 @@ def test_what_is_on_time_takes_the_place_of_what_is_late():
     made = plan(HOURLY, Policy(window_us=60 * US), cursor=due(-4), now=NOW + 5 * US)
     assert [slot.due_at for slot in made.fire] == [due(0)]
     assert made.ranges == [Range(due(-3), due(-1), 3, "COALESCED", "coalesced into the next due time that fires")]
+    narrow = plan(HOURLY, Policy("all", window_us=US), cursor=due(-4), now=NOW + 5 * US)
+    assert narrow.fire == made.fire
+    assert narrow.ranges == [Range(due(-3), due(-1), 3, "MISSED", "older than the window of 1s")]
     late = plan(HOURLY, Policy("skip"), cursor=due(-4), now=NOW + 5 * US + 1)
     assert late.fire == []
 
@@ -193,6 +201,7 @@ def test_sixty_years_of_seconds():
     assert made.ranges == [Range(US, NOW - 16 * US, NOW // US - 16, "MISSED", "more than the cap of 10")]
     wide = plan(every, Policy(), cursor=0, now=NOW, on_time_us=NOW)
     assert len(wide.fire) == ON_TIME_MAX
+    assert sum(part.count for part in wide.ranges) == NOW // US - ON_TIME_MAX
 
 
 @pytest.mark.parametrize("options", [{"misfire": "no"}, {"window_us": -1}, {"cap": -1}])

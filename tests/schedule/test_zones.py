@@ -1,10 +1,12 @@
+import io
 import itertools
+import struct
 from zoneinfo import ZoneInfo
 
 import pytest
 from schedule.zone_data import DAY_S, NAMES, changes, offset, shapes, stored_changes, utc
 
-from taskforged.schedule import ZoneError, is_transition_day, load_zone, local_text
+from taskforged.schedule import ZoneError, is_transition_day, load_zone, local_text, zones
 from taskforged.schedule.zones import Kind, pieces
 
 
@@ -57,21 +59,58 @@ def changed(name, at):
     return False
 
 
-@pytest.mark.parametrize("name", ["UTC", "Europe/Berlin", "Australia/Lord_Howe", "Antarctica/Troll", "Pacific/Apia", "Africa/Monrovia", "America/Nuuk", "Africa/Casablanca"])  # fmt: skip
+PLACES = [
+    "UTC",
+    "Europe/Berlin",
+    "Australia/Lord_Howe",
+    "Antarctica/Troll",
+    "Pacific/Apia",
+    "Africa/Monrovia",
+    "America/Nuuk",
+    "Africa/Casablanca",
+    "Africa/Sao_Tome",
+]
+
+
+@pytest.mark.parametrize("name", PLACES)
 def test_pieces_cover_each_instant_once(name):
-    """Without the gaps they are the time line, and their offsets are the zone's."""
-    zone = ZoneInfo(name)
-    at = utc("1970-01-01T00:00:00+00:00")
-    for piece in (piece for year in range(1970, 2040) for piece in pieces(name, year)):
+    assert_covered(name, ZoneInfo(name), 1970, 2040)
+
+
+@pytest.mark.parametrize("width", [-7200, -1800, 3600])
+@pytest.mark.parametrize("hours", [-3, -2, -1, 0, 1, 2, 3])
+def test_changes_at_the_turn_of_the_year(monkeypatch, width, hours):
+    """No real zone has a fold across New Year in UTC; a made one has."""
+    name = f"Made/{width}/{hours}"
+    zone = made_zone(utc("2027-01-01T00:00:00+00:00") + hours * 3600, 7200, 7200 + width)
+    monkeypatch.setattr(zones, "load_zone", {name: zone}.get)
+    assert_covered(name, zone, 2025, 2030)
+    folds = [piece for year in (2026, 2027) for piece in pieces(name, year) if piece.kind in {Kind.FIRST, Kind.SECOND}]
+    assert sum(piece.high - piece.low for piece in folds) == 2 * max(-width, 0)
+
+
+def made_zone(at, before, after):
+    """A zone with one change."""
+    header = b"TZif\0" + bytes(15) + struct.pack(">6l", 0, 0, 0, 2, 2, 4)
+    times = struct.pack(">2l2B", 0, at, 0, 1)
+    types = struct.pack(">lBBlBB", before, 0, 0, after, 0, 0)
+    return ZoneInfo.from_file(io.BytesIO(header + times + types + b"TST\0"))
+
+
+def assert_covered(name, zone, first, end):
+    """Without the gaps the pieces are the time line, and their offsets are the zone's."""
+    at = utc(f"{first}-01-01T00:00:00+00:00")
+    for piece in (piece for year in range(first, end) for piece in pieces(name, year)):
         if piece.kind is Kind.GAP:
             assert piece.high - piece.offset == at
             assert offset(zone, at - 1) == piece.offset - (piece.high - piece.low)
+            assert offset(zone, at) == piece.offset
         else:
             assert piece.low - piece.offset == at
             at = piece.high - piece.offset
+            assert {offset(zone, piece.low - piece.offset), offset(zone, at - 1)} == {piece.offset}
         assert piece.low < piece.high
-        assert offset(zone, at - 1 if piece.kind is not Kind.GAP else at) == piece.offset
-    assert at == utc("2040-01-01T00:00:00+00:00")
+    assert at == utc(f"{end}-01-01T00:00:00+00:00")
 
 
 @pytest.mark.parametrize(
