@@ -26,7 +26,9 @@ _COMMANDS = {
     "workflow": "Apply, check, show and draw workflows.",
     "run": "Start, watch, show and steer runs.",
     "dead": "Show, retry and discard runs that ran out of retries.",
-    "event": "Show what webhooks delivered and what became of it.",
+    "trigger": "Show, pause, fire and try out what starts runs.",
+    "schedule": "Show what became of due times, and make up for them.",
+    "event": "Show what happened and what became of it; publish and replay.",
     "queue": "Show and limit the lanes in which steps wait.",
     "namespace": "Keep tenants and their limits.",
     "secret": "Set and delete secrets.",
@@ -38,7 +40,8 @@ _COMMANDS = {
 _EPILOG = """\
 \b
 Exit codes: 0 done; 1 failed, also the run that was waited for; 2 usage; 3 not
-found; 4 not permitted; 5 daemon unreachable; 6 conflict; 130 interrupted.
+found; 4 not permitted; 5 daemon unreachable; 6 conflict; 7 a limit is reached;
+130 interrupted.
 """
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 __all__ = [
     "EXIT_CONFLICT",
     "EXIT_DENIED",
+    "EXIT_EXHAUSTED",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_NOT_FOUND",
@@ -27,6 +28,7 @@ EXIT_NOT_FOUND = 3
 EXIT_DENIED = 4
 EXIT_UNREACHABLE = 5
 EXIT_CONFLICT = 6
+EXIT_EXHAUSTED = 7
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -40,6 +42,7 @@ EXIT_OF_STATUS: Mapping[str, int] = {
     "ALREADY_EXISTS": EXIT_CONFLICT,
     "ABORTED": EXIT_CONFLICT,
     "FAILED_PRECONDITION": EXIT_CONFLICT,
+    "RESOURCE_EXHAUSTED": EXIT_EXHAUSTED,
 }
 """Exit codes by status. Scripts rely on them, so they are only ever added to."""
 
@@ -48,6 +51,7 @@ _HINTS: Mapping[str, str] = {
     "PERMISSION_DENIED": "use a token with a larger role: `taskforgectl token create NAME --role ROLE`",
     "UNAVAILABLE": "is the daemon running? `taskforgectl status` tells, `taskforgectl up` starts it",
     "DEADLINE_EXCEEDED": "allow more time with --timeout SECONDS",
+    "RESOURCE_EXHAUSTED": "a limit is reached: try again later, or see `taskforgectl namespace show NAME`",
     "INTERNAL": "the daemon's log has the details: HOME/taskforged.log",
     "UNIMPLEMENTED": "the daemon is older than this program: `taskforgectl version` shows both",
 }

@@ -9,7 +9,7 @@ from typing import Any
 from taskforgectl.errors import EXIT_USAGE, CliError
 from taskforgectl.files import read_text
 
-__all__ = ["input_json", "json_value"]
+__all__ = ["check_json", "given_json", "input_json", "json_value", "pairs_of"]
 
 
 def input_json(pairs: Sequence[str], text: str | None, file: str | None) -> str:
@@ -54,12 +54,60 @@ def json_value(text: str | None, option: str) -> str:
         text = read_text("-")
     elif text.startswith("@"):
         text = read_text(text[1:])
-    try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        hint = "a text needs quotes of its own: '\"yes\"'; @FILE reads a file, - reads stdin"
-        raise CliError(f"{option} is not JSON: {error}", hint=hint, code=EXIT_USAGE) from None
+    check_json(text, option, hint="a text needs quotes of its own: '\"yes\"'; @FILE reads a file, - reads stdin")
     return text
+
+
+def given_json(text: str | None, file: str | None, option: str) -> str:
+    """Answer a JSON value that is given by itself or in a file, as it was typed; empty when none was given.
+
+    Args:
+        text: of the option, as in `json_value`.
+        file: of the option that ends with `-file`: a name, or `-` for stdin.
+        option: the first of both.
+
+    Raises:
+        CliError: both are given, it is no JSON, or the file cannot be read.
+    """
+    if text is not None and file is not None:
+        raise CliError(f"{option} and {option}-file exclude each other", code=EXIT_USAGE)
+    if file is None:
+        return json_value(text, option)
+    found = read_text(file)
+    check_json(found, "stdin" if file == "-" else file)
+    return found
+
+
+def check_json(text: str, source: str, *, hint: str = "") -> Any:
+    """Answer the value of a JSON text.
+
+    Args:
+        text: the text.
+        source: where it comes from, for the message.
+        hint: what else is to be done about it.
+
+    Raises:
+        CliError: it is no JSON; the message says where.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CliError(f"{source} is not JSON: {error}", hint=hint, code=EXIT_USAGE) from None
+
+
+def pairs_of(pairs: Sequence[str], option: str) -> dict[str, str]:
+    """Answer `KEY=VALUE` arguments as a map, with the keys in lower case, as the names of headers are.
+
+    Raises:
+        CliError: one has no `=`, or nothing before it.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise CliError(f"{option} {pair!r} is not KEY=VALUE", code=EXIT_USAGE)
+        found[key.strip().lower()] = value
+    return found
 
 
 def _refuse_constant(name: str) -> None:

@@ -10,7 +10,7 @@ import click
 
 from taskforgectl.options import Verb
 
-__all__ = ["LazyGroup", "Noun", "PipeClosedError"]
+__all__ = ["LazyGroup", "LazyNoun", "Noun", "PipeClosedError"]
 
 
 class PipeClosedError(Exception):
@@ -60,3 +60,24 @@ class LazyGroup(click.Group):
         """Write the overview from the table; click's own would import every command for its help."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self._lazy.items()))
+
+
+class LazyNoun(LazyGroup):
+    """A group of verbs, of which only the one that is used is imported.
+
+    Args:
+        verbs: module and one line of help by verb; the module is `taskforgectl.commands.<noun>.<module>`, and the
+            command is among its `verbs`.
+    """
+
+    def __init__(self, name: str, *, verbs: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(name, lazy={verb: text for verb, (_, text) in verbs.items()}, **attributes)
+        self._modules = {verb: f"taskforgectl.commands.{name}.{module}" for verb, (module, _) in verbs.items()}
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a verb."""
+        if cmd_name not in self._modules:
+            return None
+        known: Mapping[str | None, click.Command]
+        known = {one.name: one for one in importlib.import_module(self._modules[cmd_name]).verbs}
+        return known[cmd_name]

@@ -33,6 +33,15 @@ _FORMATS: Mapping[str, Callable[[Drawing], Iterator[str]]] = {
     "dot": draw_dot,
     "svg": draw_svg,
 }
+_SUFFIXES: Mapping[str, str] = {
+    "": "text",
+    ".txt": "text",
+    ".svg": "svg",
+    ".dot": "dot",
+    ".gv": "dot",
+    ".mmd": "mermaid",
+    ".mermaid": "mermaid",
+}
 _STYLES: Mapping[str, Mapping[str, Any]] = {
     "title": {"bold": True},
     "id": {"bold": True},
@@ -57,11 +66,11 @@ def graph(
         raise CliError("give the name of a workflow, or a file with -f", code=EXIT_USAGE)
     if file and number:
         raise CliError("--version goes with a name", code=EXIT_USAGE)
+    form = form or _form_of(out)
     source = read_text(file) if file else ""
     request = pb.GetWorkflowGraphRequest(namespace=settings.namespace, name=name or "", number=number or 0)
     request.source = source
     item = plain(_ask(settings, request, file or ""))
-    form = form or _form_of(out)
     if out is None:
         show_item(settings, item, key="name", people=lambda one: _print(settings, load(one), form))
         return
@@ -88,8 +97,16 @@ def _ask(settings: Settings, request: pb.GetWorkflowGraphRequest, place: str) ->
 
 
 def _form_of(out: str | None) -> str:
+    """Answer the format that a file's name ends with.
+
+    Raises:
+        CliError: it ends with something that cannot be drawn.
+    """
     suffix = Path(out or "").suffix.lower()
-    return {".svg": "svg", ".dot": "dot", ".gv": "dot", ".mmd": "mermaid", ".mermaid": "mermaid"}.get(suffix, "text")
+    if suffix not in _SUFFIXES:
+        hint = "use .svg, .dot, .gv, .mmd or .txt, or say --format; `dot -Tpng` makes a PNG of a .dot"
+        raise CliError(f"--out {out!r}: {suffix} files cannot be written", hint=hint, code=EXIT_USAGE)
+    return _SUFFIXES[suffix]
 
 
 def _print(settings: Settings, drawing: Drawing, form: str) -> None:

@@ -12,14 +12,22 @@ import click
 from taskforgectl.options import Settings
 from taskforgectl.render.safe import safe_json, safe_line, safe_lines
 
-__all__ = ["Item", "echo", "echo_json_line", "echo_text", "note", "show_item", "show_list"]
+__all__ = ["Item", "Key", "echo", "echo_json_line", "echo_parts", "echo_text", "note", "show_item", "show_list"]
 
 Item = Mapping[str, Any]
+Key = str | Callable[[Item], Any]
+"""What `-o name` prints: a field, or what a function makes of the item."""
 
 
 def echo(text: str) -> None:
     """Write text for people to stdout."""
     click.echo(safe_lines(text))
+
+
+def echo_parts(*parts: Any) -> None:
+    """Write one line of what somebody else may have named: the parts that are not empty, each cleaned."""
+    cleaned = (safe_line(str(part)) for part in parts if part not in (None, ""))
+    click.echo("  ".join(cleaned))
 
 
 def echo_text(text: str) -> None:
@@ -33,21 +41,21 @@ def note(settings: Settings, text: str) -> None:
         echo(text)
 
 
-def show_list(settings: Settings, items: Sequence[Item], *, key: str, table: Callable[[Sequence[Item]], None]) -> None:
+def show_list(settings: Settings, items: Sequence[Item], *, key: Key, table: Callable[[Sequence[Item]], None]) -> None:
     """Show rows: a JSON array, YAML, the bare keys, or what `table` makes of them."""
     if settings.output == "name":
         for item in items:
-            click.echo(safe_line(str(item[key])))
+            _echo_name(item, key)
     elif settings.output == "table":
         table(items)
     else:
         _dump(settings, list(items))
 
 
-def show_item(settings: Settings, item: Item, *, key: str, people: Callable[[Item], None]) -> None:
+def show_item(settings: Settings, item: Item, *, key: Key, people: Callable[[Item], None]) -> None:
     """Show one thing: a JSON object, YAML, its bare key, or what `people` makes of it."""
     if settings.output == "name":
-        click.echo(safe_line(str(item[key])))
+        _echo_name(item, key)
     elif settings.output == "table":
         people(item)
     else:
@@ -57,6 +65,10 @@ def show_item(settings: Settings, item: Item, *, key: str, people: Callable[[Ite
 def echo_json_line(item: Item) -> None:
     """Write one line of a JSON stream."""
     click.echo(safe_json(json.dumps(item, ensure_ascii=False, separators=(",", ":"))))
+
+
+def _echo_name(item: Item, key: Key) -> None:
+    click.echo(safe_line(str(item[key] if isinstance(key, str) else key(item))))
 
 
 def _dump(settings: Settings, value: Any) -> None:

@@ -1,7 +1,8 @@
 """Messages to plain values, as JSON output shows them.
 
 Keys are the field names of the protos, and every field is there: what is unset or empty JSON text is null. `x_json`
-appears unfolded as `x`, an enum value without its prefix, a time in RFC 3339, a 64-bit integer as a number.
+appears unfolded as `x`, an enum value without its prefix, a time in RFC 3339, a span in seconds like `1.5s`, a 64-bit
+integer as a number.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -51,7 +53,7 @@ def _field(message: Message, field: Any) -> Any:
 
 
 def _value(field: Any, value: Any) -> Any:
-    if isinstance(value, Timestamp):
+    if isinstance(value, Timestamp | Duration):
         return value.ToJsonString()
     if isinstance(value, Message):
         return plain(value)

@@ -10,7 +10,7 @@ from taskforgectl.options import Settings
 from taskforgectl.render.output import Item, echo
 from taskforgectl.render.safe import safe_line, safe_lines
 
-__all__ = ["STATE_STYLES", "Column", "age", "local_time", "show_details", "show_table"]
+__all__ = ["STATE_STYLES", "Column", "age", "few", "lasting", "local_time", "show_details", "show_table", "span"]
 
 STATE_STYLES: Mapping[str, str] = {
     "SUCCEEDED": "green",
@@ -28,10 +28,16 @@ STATE_STYLES: Mapping[str, str] = {
     "SKIPPED": "dim",
     "ACCEPTED": "green",
     "REJECTED": "red",
+    "FIRED": "green",
+    "MISSED": "red",
+    "SUPPRESSED": "yellow",
     "ready": "green",
     "stopped": "red",
 }
 """Colours of states, of runs, steps, events and the daemon. A state never is told by its colour alone."""
+
+
+_FEW = 3
 
 
 class Column(NamedTuple):
@@ -47,7 +53,7 @@ def show_table(settings: Settings, items: Sequence[Item], columns: Sequence[Colu
         echo(empty)
         return
     rows = [[safe_line(_text(column.cell(item))) for column in columns] for item in items]
-    titles = [column.title for column in columns]
+    titles = [safe_line(column.title) for column in columns]
     if settings.styled:
         _rich_table(settings, titles, rows)
     else:
@@ -92,6 +98,17 @@ def span(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
 
 
+def lasting(duration: str | None) -> str:
+    """Answer a span like `1.5s`, as `plain` has it, for people."""
+    return span(float(duration.removesuffix("s"))) if duration else ""
+
+
+def few(names: Sequence[str]) -> str:
+    """Answer the first three of many names."""
+    more = f" … and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return " ".join(names[:_FEW]) + more
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -114,7 +131,7 @@ def _rich_table(settings: Settings, titles: Sequence[str], rows: Sequence[Sequen
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, title in enumerate(titles):
-        table.add_column(title, overflow="fold", no_wrap=index == 0)  # an id that is wrapped cannot be copied
+        table.add_column(Text(title), overflow="fold", no_wrap=index == 0)  # an id that is wrapped cannot be copied
     for row in rows:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     Console(no_color=not settings.color, highlight=False).print(table)

@@ -15,7 +15,15 @@ from grpc_status import rpc_status
 
 from taskforgectl import __main__ as program
 
-_SERVICES = ("run_service", "dead_letter_service", "queue_service", "namespace_service", "workflow_service")
+_SERVICES = (
+    "run_service",
+    "dead_letter_service",
+    "event_service",
+    "queue_service",
+    "namespace_service",
+    "trigger_service",
+    "workflow_service",
+)
 
 
 def _methods() -> Mapping[str, Any]:

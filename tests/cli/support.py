@@ -123,3 +123,16 @@ def finish(process: subprocess.Popen[bytes], timeout_s: float = 60) -> tuple[str
 def named(name: str, text: str = "first") -> str:
     """A definition that does nothing much."""
     return f"name: {name}\nsteps:\n  - id: one\n    transform: {{text: {text}}}\n"
+
+
+class Typist:
+    """A terminal with somebody who answers, in place of `sys.stdin`."""
+
+    def __init__(self, answer: str) -> None:
+        self._answer = answer
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, *_: object) -> str:
+        return self._answer

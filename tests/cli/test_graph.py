@@ -249,7 +249,8 @@ def test_graph_of_a_workflow(call):
 
 
 @pytest.mark.parametrize(
-    ("name", "begin"), [("g.svg", "<svg "), ("g.dot", "digraph"), ("g.mmd", "flowchart"), ("g", "release v3")]
+    ("name", "begin"),
+    [("g.svg", "<svg "), ("g.dot", "digraph"), ("g.mmd", "flowchart"), ("g.txt", "release v3"), ("g", "release v3")],
 )
 def test_graph_of_a_file_to_a_file(call, tmp_path, name, begin):
     call.fake.answers["GetWorkflowGraph"] = lambda _: pb.GetWorkflowGraphResponse(graph=WHOLE)
@@ -272,8 +273,24 @@ def test_the_faults_of_a_file_are_told_like_a_compilers(call, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["x", "-f", "y"], ["-f", "/dev/null", "--version", "1"], ["x", "--format", "png"], ["-f", "/nonexistent"]],
+    [
+        [],
+        ["x", "-f", "y"],
+        ["-f", "/dev/null", "--version", "1"],
+        ["x", "--format", "png"],
+        ["x", "--out", "g.png"],
+        ["-f", "/nonexistent"],
+    ],
 )
 def test_wrong_usage(call, arguments):
     call("workflow", "graph", *arguments, code=2)
     assert not call.fake.requests
+
+
+def test_an_unknown_ending_is_refused_with_a_hint_unless_the_format_is_said(call, tmp_path):
+    told = call("workflow", "graph", "release", "--out", str(tmp_path / "x.png"), code=2).err
+    assert ".png files cannot be written" in told
+    assert "hint: use .svg, .dot" in told
+    call.fake.answers["GetWorkflowGraph"] = lambda _: pb.GetWorkflowGraphResponse(graph=WHOLE)
+    call("workflow", "graph", "release", "--format", "svg", "--out", str(tmp_path / "x.html"))
+    assert (tmp_path / "x.html").read_text().startswith("<svg ")

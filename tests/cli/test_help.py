@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
+import click
 import pytest
 
 from taskforgectl import __version__
-from taskforgectl.__main__ import _COMMANDS
+from taskforgectl.__main__ import _COMMANDS, _root
 
 HEAVY = ("grpc", "google", "rich", "yaml", "taskforge", "taskforged")
 
@@ -30,11 +34,48 @@ def test_help_imports_nothing_heavy():
 
 def test_the_client_never_imports_the_daemon():
     done = _python(
-        "import sys, importlib\n"
-        f"for name in {list(_COMMANDS)!r}: importlib.import_module(f'taskforgectl.commands.{{name}}')\n"
+        "import sys, importlib, pkgutil, taskforgectl\n"
+        "names = [m.name for m in pkgutil.walk_packages(taskforgectl.__path__, 'taskforgectl.')]\n"
+        "assert 'taskforgectl.commands.trigger.trial' in names\n"
+        "for name in names: importlib.import_module(name)\n"
         "print([m for m in sys.modules if m.split('.')[0] == 'taskforged'])\n"
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("noun", ["trigger", "schedule", "event"])
+def test_help_of_a_lazy_noun_imports_nothing_heavy(noun):
+    done = _python(
+        "import sys\n"
+        f"sys.argv = ['taskforgectl', {noun!r}, '--help']\n"
+        "from taskforgectl.__main__ import main\n"
+        "try: main()\n"
+        f"finally: print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])\n"
+    )
+    assert f"Usage: taskforgectl {noun}" in done.stdout, done.stderr
+    assert "LOADED []" in done.stdout
+
+
+@pytest.mark.parametrize("noun", ["trigger", "schedule", "event"])
+def test_the_table_of_a_lazy_noun_says_what_its_verbs_say(noun):
+    group = importlib.import_module(f"taskforgectl.commands.{noun}").command
+    context = click.Context(group)
+    for verb in group.list_commands(context):
+        command = group.get_command(context, verb)
+        assert command.name == verb
+        begin = " ".join(command.help.split())
+        assert begin.startswith(group._lazy[verb]), (verb, begin)
+
+
+def test_every_command_is_documented():
+    page = (Path(__file__).resolve().parents[2] / "docs/cli.md").read_text().replace("\\|", " ")
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    root = _root()
+    for noun in root.list_commands(click.Context(root)):
+        words = {word for cell in cells if f"`{noun}" in cell for word in re.findall(r"\w+", cell)}
+        command = root.get_command(click.Context(root), noun)
+        verbs = command.list_commands(click.Context(command)) if isinstance(command, click.Group) else []
+        assert words >= {noun, *verbs}, (noun, {noun, *verbs} - words)
 
 
 def test_help_is_quick():

@@ -36,7 +36,7 @@ def test_exit_codes_name_real_statuses():
         "NOT_FOUND": 3,
         "ALREADY_EXISTS": 6,
         "PERMISSION_DENIED": 4,
-        "RESOURCE_EXHAUSTED": 1,
+        "RESOURCE_EXHAUSTED": 7,
         "FAILED_PRECONDITION": 6,
         "ABORTED": 6,
         "OUT_OF_RANGE": 1,

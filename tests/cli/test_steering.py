@@ -8,8 +8,9 @@ import grpc
 import pytest
 from cli.fake import Refusal
 from google.protobuf.timestamp_pb2 import Timestamp
-from taskforge.v1 import run_pb2
+from taskforge.v1 import graph_pb2, run_pb2
 from taskforge.v1 import run_service_pb2 as pb
+from taskforge.v1.workflow_service_pb2 import GetWorkflowGraphResponse
 
 RUN, STEP, REASON = run_pb2.Run, run_pb2.StepRun, run_pb2.Reason
 
@@ -99,6 +100,16 @@ def test_a_refusal_is_a_conflict(call):
 
     call.fake.answers["PauseRun"] = refuse
     assert "run_1 has SUCCEEDED" in call("run", "pause", "run_1", code=6).err
+
+
+def test_a_limit_has_an_exit_code_of_its_own(call):
+    def refuse(_):
+        raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "ops has 100 pending runs")
+
+    call.fake.answers["StartRun"] = refuse
+    told = call("run", "start", "deploy", code=7).err
+    assert "100 pending runs" in told
+    assert "hint: a limit is reached" in told
 
 
 def test_signal(call, tmp_path):
@@ -338,6 +349,7 @@ def test_followed_logs_survive_a_broken_stream(call):
     told = call("run", "logs", "run_1", "--follow")
     assert told.out == "build | line 0\nbuild | line 1\nbuild (attempt 2) | line 2\n"
     assert told.err == "reconnecting… (stopping)\n"
+    _steps(call, "build")
     lines = call("run", "logs", "run_1", "build", "--follow", "-o", "json").out.splitlines()
     assert [json.loads(line)["cursor"] for line in lines] == ["c0", "c1", "c2"]
     call("run", "logs", "run_1", "--follow", "--after", "c1")
@@ -353,6 +365,31 @@ def test_followed_logs_that_end_before_the_run_are_asked_for_again(call):
     assert told.out.startswith("1970-01-01 ")
     assert told.out.count("\n") == 1
     assert "ended early" in told.err
+
+
+def _steps(call, *keys: str) -> None:
+    steps = [STEP(key=key) for key in keys]
+    call.fake.answers["ListRunSteps"] = lambda _: pb.ListRunStepsResponse(steps=steps)
+
+
+@pytest.mark.parametrize("more", [[], ["--follow"], ["-o", "json"]])
+def test_logs_of_a_step_that_is_not_there(call, more):
+    def refuse(_):
+        raise Refusal(grpc.StatusCode.NOT_FOUND, "deploy has been deleted")
+
+    nodes = [graph_pb2.Graph.Node(id="later")]
+    call.fake.answers["GetRunLogs"] = lambda _: pb.GetRunLogsResponse()
+    call.fake.answers["WatchRunLogs"] = lambda _: iter([])
+    call.fake.answers["GetRun"] = lambda _: pb.GetRunResponse(run=_ended("run_1"))
+    call.fake.answers["GetWorkflowGraph"] = lambda _: GetWorkflowGraphResponse(graph=graph_pb2.Graph(nodes=nodes))
+    _steps(call, "nowhere2", "each[3].send")
+    told = call("run", "logs", "run_1", "nowhere", *more, code=3).err
+    assert "run_1 has no step 'nowhere'" in told
+    assert "hint: `taskforgectl run steps run_1" in told
+    for known in ("later", "each", "each[3]", "later[7]", "each[1].later"):
+        call("run", "logs", "run_1", known, *more)
+    call.fake.answers["GetWorkflowGraph"] = refuse
+    call("run", "logs", "run_1", "later", *more, code=3)
 
 
 def test_lost_logs_say_how_to_come_back(call):

@@ -8,6 +8,7 @@ import sys
 import grpc
 import pytest
 from cli.fake import Refusal
+from cli.support import Typist
 from google.protobuf.timestamp_pb2 import Timestamp
 from taskforge.v1 import dead_letter_pb2, namespace_pb2, queue_pb2, run_pb2
 from taskforge.v1 import dead_letter_service_pb2 as dead
@@ -106,24 +107,11 @@ def test_a_dry_run_is_one_call(call):
     assert call.request.filter.HasField("before")  # what dies anew meanwhile is left alone
 
 
-class _Typist:
-    """A terminal with somebody who answers."""
-
-    def __init__(self, answer: str) -> None:
-        self._answer = answer
-
-    def isatty(self) -> bool:
-        return True
-
-    def readline(self, *_: object) -> str:
-        return self._answer
-
-
 @pytest.mark.parametrize(("answer", "code", "calls"), [("y\n", 0, 2), ("n\n", 130, 1)])
 def test_all_is_asked_for_on_a_terminal(call, monkeypatch, answer, code, calls):
     result = dead.RetryDeadLettersResponse.Result(run_id="run_1")
     call.fake.answers["RetryDeadLetters"] = lambda _: dead.RetryDeadLettersResponse(results=[result])
-    monkeypatch.setattr(sys, "stdin", _Typist(answer))
+    monkeypatch.setattr(sys, "stdin", Typist(answer))
     told = call("dead", "retry", "--all", code=code)
     assert "retry 1 dead letters?" in told.err
     assert [one.dry_run for one in call.fake.requests] == [True, False][:calls]

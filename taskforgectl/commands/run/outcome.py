@@ -24,6 +24,7 @@ from taskforgectl.render.viewer import Viewer, open_viewer
 
 __all__ = [
     "Outcome",
+    "await_end",
     "conclude",
     "detachable",
     "exit_as",
@@ -92,17 +93,18 @@ def conclude(
         watch_run(context, run, after=0, reconnect_s=outcome.reconnect_s)
     elif outcome.wait:
         with detachable(context, run.id):
-            run = _wait(settings, run, held(), outcome.reconnect_s)
+            ended = held()
+            if ended is None or ended.state not in TERMINAL:
+                ended = await_end(settings, run, outcome.reconnect_s)
+            run = ended
         show_run(settings, run)
         exit_as(context, run)
     else:
         show_item(settings, plain(run), key="id", people=people)
 
 
-def _wait(settings: Settings, run: run_pb2.Run, held: run_pb2.Run | None, reconnect_s: float) -> run_pb2.Run:
-    """Answer the run as it ended, with its steps."""
-    if held is not None and held.state in TERMINAL:
-        return held
+def await_end(settings: Settings, run: run_pb2.Run, reconnect_s: float) -> run_pb2.Run:
+    """Answer a run as it ended, with its steps."""
     with contextlib.closing(follow(settings, run.id, after=run.sequence, reconnect_s=reconnect_s)) as updates:
         for _ in updates:
             pass

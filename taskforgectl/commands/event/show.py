@@ -1,0 +1,59 @@
+"""`taskforgectl event list` and `show`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from taskforge.v1 import event_service_pb2 as pb
+from taskforge.v1.event_service_pb2_grpc import EventServiceStub
+
+from taskforgectl.commands.event.filters import Selection, filter_options
+from taskforgectl.connection import Connection
+from taskforgectl.options import Settings, Verb
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.events import EVENT_COLUMNS, show_event
+from taskforgectl.render.output import show_item, show_list
+from taskforgectl.render.plain import plain
+from taskforgectl.render.tables import show_table
+
+__all__ = ["verbs"]
+
+
+@click.command("list", cls=Verb)
+@filter_options
+@click.option("--workflow", metavar="NAME", default="", help="Only events that a trigger of it was asked about.")
+@limit_option
+@click.pass_obj
+def _list(settings: Settings, *, selection: Selection, workflow: str, limit: int) -> None:
+    """List events, newest first."""
+    fields = selection.fields()
+    with Connection(settings) as connection:
+        stub = connection.stub(EventServiceStub)
+
+        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
+            request = pb.ListEventsRequest(
+                namespace=settings.namespace, workflow=workflow, page_size=size, page_token=token, **fields
+            )
+            answer = connection.ask(stub.ListEvents, request)
+            return answer.events, answer.next_page_token
+
+        rows = collect(fetch, limit)
+    is_filtered = bool(workflow or any(selection))
+    empty = "no events fit" if is_filtered else "no events yet; `taskforgectl trigger list` shows what is waited for"
+    show_list(settings, rows, key="id", table=lambda items: show_table(settings, items, EVENT_COLUMNS, empty=empty))
+
+
+@click.command("show", cls=Verb)
+@click.argument("event_id", metavar="EVENT")
+@click.pass_obj
+def _show(settings: Settings, event_id: str) -> None:
+    """Show an event with headers, body and what each trigger made of it."""
+    with Connection(settings) as connection:
+        method = connection.stub(EventServiceStub).GetEvent
+        event = plain(connection.ask(method, pb.GetEventRequest(event_id=event_id)).event)
+    show_item(settings, event, key="id", people=lambda one: show_event(settings, one))
+
+
+verbs = (_list, _show)
