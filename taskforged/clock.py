@@ -12,19 +12,36 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [a + b for a in _CROCKFORD for b in _CROCKFORD]
 
 
-class Clock:
-    """The wall clock in microseconds since 1970 (UTC), made monotonic: within a process it never runs backwards."""
+_STAND_STILL_US = 1_000_000
 
-    __slots__ = ("_last", "_source")
+
+class Clock:
+    """The wall clock in microseconds since 1970 (UTC), made monotonic: within a process it never runs backwards.
+
+    A clock that is set back by little stands still until time has caught up. One that is set back by more goes on
+    from where it was, ahead of the wall, so that retries and timers do not wait for an hour to come again.
+    """
+
+    __slots__ = ("_ahead", "_last", "_source")
 
     def __init__(self, source: Callable[[], int] = time.time_ns) -> None:
         self._source = source
         self._last = 0
+        self._ahead = 0
 
     def now(self) -> int:
         """Answer the present, never less than what was answered before."""
-        self._last = max(self._last, self._source() // 1000)
+        wall = self._source() // 1000
+        if wall >= self._last:
+            self._ahead = 0
+        elif self._last - wall - self._ahead > _STAND_STILL_US:
+            self._ahead = self._last - wall
+        self._last = max(self._last, wall + self._ahead)
         return self._last
+
+    def wall(self) -> int:
+        """Answer what the wall clock shows, also when it was set back: what due times are measured by."""
+        return self._source() // 1000
 
 
 def new_id(kind: str, at: int) -> str:

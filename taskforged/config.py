@@ -113,6 +113,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("shell", "unsafe", False, _switch, "true: shell steps may execute anything"),
     Setting("limits", "fan_out_items", 10_000, _integer(1, 1_000_000), "items of one for_each"),
     Setting("limits", "pending_runs", 100_000, _integer(1, 10_000_000), "runs that wait for a slot, of all namespaces"),
+    Setting("limits", "causal_depth", 16, _integer(1, 1000), "runs in a chain of events and runs before it is a loop"),
+    Setting("limits", "disk_free_mib", 64, _integer(0, 1 << 30), "space that new work leaves free; 0: none"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
 )

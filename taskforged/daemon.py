@@ -16,9 +16,8 @@ import secrets as random_source
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import orjson
 import structlog
@@ -27,37 +26,13 @@ from taskforged import __version__
 from taskforged.clock import Clock
 from taskforged.config import Config
 from taskforged.control.access import Access, new_credential
-from taskforged.control.dead_letters import DeadLetters
-from taskforged.control.events import Events
-from taskforged.control.explainer import Explainer
-from taskforged.control.inbox import WebhookInbox
-from taskforged.control.logs import RunLogs
-from taskforged.control.namespaces import Namespaces, RequestLimits
-from taskforged.control.queues import Queues
-from taskforged.control.repeats import Repeats
-from taskforged.control.runs import Runs
-from taskforged.control.secrets import Secrets
-from taskforged.control.starting import Starter
-from taskforged.control.steering import Steering
-from taskforged.control.system import Info, System
-from taskforged.control.verifying import Verifier
-from taskforged.control.views import RunViews
-from taskforged.control.workflows import Workflows
+from taskforged.control.system import Info
 from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
-from taskforged.host.feed import Feed
-from taskforged.host.limits import Limits
-from taskforged.host.logbook import LogBook
-from taskforged.host.runner import Runner
-from taskforged.host.timers import Timers
-from taskforged.rpc.server import Controls, RpcServer
-from taskforged.steps.base import StepExecutor
-from taskforged.steps.http import HttpExecutor
-from taskforged.steps.shell import ShellExecutor
 from taskforged.store.database import HomeLock
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import SQLITE_VERSION, Connection, Store
-from taskforged.triggers.webhook import Limits as HttpLimits
 from taskforged.triggers.webhook import WebhookListener
+from taskforged.wiring import Parts, build
 
 __all__ = ["EXIT_DISK", "Daemon", "run_daemon"]
 
@@ -68,19 +43,6 @@ EXIT_DISK = 74
 
 _HOUSEKEEPING_S = 60.0
 _RPC_GRACE_S = 3.0
-
-
-class _Parts(NamedTuple):
-    """What is built once the store is open."""
-
-    access: Access
-    runner: Runner
-    timers: Timers
-    feed: Feed
-    rpc: RpcServer
-    http: WebhookListener
-    executors: Sequence[StepExecutor]
-    book: LogBook
 
 
 class Daemon:
@@ -149,14 +111,14 @@ class Daemon:
         assert epoch is not None
         return epoch
 
-    async def _start(self, store: Store, stack: contextlib.AsyncExitStack) -> _Parts:
+    async def _start(self, store: Store, stack: contextlib.AsyncExitStack) -> Parts:
         """Start everything; whatever was started is stopped again when something behind it fails."""
-        parts = self._build(store)
+        parts = build(self._config, self._clock, store, self.info, _read_master_key(self._config.master_key))
         await parts.access.start()
         await parts.access.adopt(_read_token(self._config.token))
-        await self._namespaces.start()
-        await self._queues.start()
-        await self._workflows.start()
+        await parts.namespaces.start()
+        await parts.queues.start()
+        await parts.workflows.start()
         for executor in parts.executors:
             await executor.start()
             stack.push_async_callback(executor.close)
@@ -165,6 +127,10 @@ class Daemon:
         lost = await parts.runner.start(self.info.boot_epoch)
         await parts.timers.start()
         stack.push_async_callback(parts.timers.stop)
+        await parts.consumer.start()
+        stack.push_async_callback(parts.consumer.stop)
+        await parts.cron.start()
+        stack.push_async_callback(parts.cron.stop)
         self.info.http = await self._start_http(parts.http)
         stack.push_async_callback(parts.http.stop, 0.0)
         stack.push_async_callback(parts.rpc.stop, 0.0)
@@ -188,116 +154,6 @@ class Daemon:
             ) from error
         return listener.base_url
 
-    def _build(self, store: Store) -> _Parts:
-        config, clock, feed = self._config, self._clock, Feed()
-        access = Access(store, clock)
-        secrets = Secrets(store, clock, _read_master_key(config.master_key))
-        workflows = self._workflows = Workflows(store, clock)
-        limits = Limits(pending_runs=config("limits", "pending_runs"))
-        book = LogBook(store, clock, feed)
-        executors: Sequence[StepExecutor] = (
-            HttpExecutor(),
-            ShellExecutor(
-                scratch=config.home / "shell", allow=config("shell", "allow"), unsafe=config("shell", "unsafe")
-            ),
-        )
-        runner = Runner(
-            store=store,
-            clock=clock,
-            feed=feed,
-            models=workflows,
-            executors={executor.name: executor for executor in executors},
-            secret=secrets.value,
-            logs=book,
-            limits=limits,
-            pool_size=config("executor", "pool_size"),
-        )
-        namespaces = self._namespaces = Namespaces(
-            store=store,
-            clock=clock,
-            access=access,
-            limits=limits,
-            requests=RequestLimits(),
-            running_steps=lambda no: len(runner.dispatcher.held_by(no)),
-            running_runs=runner.admission.running,
-            pending_runs=runner.admission.pending,
-        )
-        queues = self._queues = Queues(
-            store=store,
-            clock=clock,
-            limits=limits,
-            waiting=lambda no, name: sum(
-                runner.dispatcher.waiting(lane) for lane in runner.dispatcher.lanes() if lane[:2] == (no, name)
-            ),
-            running=lambda no, name: len(runner.dispatcher.held_by(no, name)),
-        )
-        workflows.queue_exists = queues.exists
-        starter = Starter(
-            store=store,
-            clock=clock,
-            access=access,
-            workflows=workflows,
-            runner=runner,
-            items_max=config("limits", "fan_out_items"),
-            queue_exists=queues.exists,
-        )
-        views = RunViews(store=store, access=access, workflows=workflows, feed=feed)
-        runs = Runs(
-            store=store,
-            clock=clock,
-            access=access,
-            workflows=workflows,
-            runner=runner,
-            starter=starter,
-            views=views,
-            feed=feed,
-        )
-        repeats = Repeats(store=store, clock=clock, access=access, workflows=workflows, starter=starter, views=views)
-        inbox = WebhookInbox(
-            store=store,
-            clock=clock,
-            access=access,
-            workflows=workflows,
-            starter=starter,
-            secret=secrets.value,
-            requests=namespaces.requests,
-        )
-        system = System(store=store, runner=runner, feed=feed, info=self.info)
-        controls = Controls(
-            access=access,
-            workflows=workflows,
-            views=views,
-            runs=runs,
-            steering=Steering(store=store, workflows=workflows, runner=runner, views=views),
-            repeats=repeats,
-            verifier=Verifier(store=store, workflows=workflows, views=views),
-            events=Events(store),
-            secrets=secrets,
-            system=system,
-            namespaces=namespaces,
-            queues=queues,
-            dead_letters=DeadLetters(store=store, clock=clock, retry=repeats.retry),
-            logs=RunLogs(store, feed, book),
-            explainer=Explainer(
-                store=store,
-                clock=clock,
-                access=access,
-                workflows=workflows,
-                runner=runner,
-                limits=limits,
-                views=views,
-            ),
-        )
-        http_limits = HttpLimits(
-            body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max")
-        )
-        host, _, port = config("http", "listen").rpartition(":")
-        http = WebhookListener(
-            inbox, host=host.strip("[]"), port=int(port), limits=http_limits, ready=lambda: self.info.state == "ready"
-        )
-        timers = Timers(store=store, clock=clock, runner=runner)
-        return _Parts(access, runner, timers, feed, RpcServer(controls), http, executors, book)
-
     def _announce(self, on_ready: Callable[[Info], None]) -> None:
         self.info.state = "ready"
         self.info.started_at = self._clock.now()
@@ -318,7 +174,7 @@ class Daemon:
             with contextlib.suppress(TaskforgeError):  # a full disk or a busy journal must not end the daemon
                 await access.flush_last_used()
 
-    async def _drain(self, parts: _Parts, housekeeping: asyncio.Task[None]) -> None:
+    async def _drain(self, parts: Parts, housekeeping: asyncio.Task[None]) -> None:
         _log.info("daemon.draining")
         self.info.state = "draining"
         notify_systemd("STOPPING=1")
@@ -330,6 +186,8 @@ class Daemon:
         parts.runner.dismiss_waiters()
         await asyncio.gather(parts.http.stop(_RPC_GRACE_S), parts.rpc.stop(_RPC_GRACE_S))
         await parts.timers.stop()
+        await parts.cron.stop()
+        await parts.consumer.stop()
         await parts.runner.drain(grace_s)
         if not self._exit_code:
             with contextlib.suppress(TaskforgeError):

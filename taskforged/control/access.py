@@ -188,6 +188,13 @@ class Access:
         if not self._is_live(principal.token_id):
             raise UnauthenticatedError("the token has been revoked or has expired")
 
+    def live_principal(self, token_id: str) -> Principal | None:
+        """Answer who a token stands for, None when it is dead: what is done later in its name needs a live one."""
+        record = self._tokens.get(token_id)
+        if record is None or not self._is_live(token_id):
+            return None
+        return Principal(record.id, record.name, record.role, record.namespace_no)
+
     def _is_live(self, token_id: str) -> bool:
         record = self._tokens.get(token_id)
         return record is not None and record.revoked_at is None and (record.expires_at or 1 << 62) > self._clock.now()

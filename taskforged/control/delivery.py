@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Delivery", "Inbox", "Receipt"]
+__all__ = ["Delivery", "Gateway", "Inbox", "Receipt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Receipt:
 
     Attributes:
         status: the HTTP status; 2xx only after the delivery is durable.
-        body: a JSON object.
+        body: JSON.
         headers: further headers of the answer.
     """
 
     status: int
-    body: Mapping[str, Any]
+    body: Any
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -60,3 +60,17 @@ class Inbox(Protocol):
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         """Record a delivery that the door refused, for example as too large. It may have no body; may do nothing."""
+
+
+class Gateway(Protocol):
+    """Takes and gives events of other systems; callers show a token."""
+
+    async def publish(self, delivery: Delivery) -> Receipt:
+        """Publish the events of a request.
+
+        Raises:
+            errors.ResourceExhaustedError: too many requests; the sender gets 429 and should come back.
+        """
+
+    async def show(self, delivery: Delivery) -> Receipt:
+        """Answer the event that `delivery.path` names, or without one the newest events."""

@@ -1,18 +1,17 @@
 """The webhook inbox: keep first, act in the same transaction, answer last.
 
-Order: route, prove the sender over the raw bytes, handshake, parse, deduplicate, ask every trigger on the path for its
-verdict, then commit the event, the verdicts and the runs together. A sender is told 2xx only after that commit.
+Order: route, prove the sender over the raw bytes, count, parse, handshake, deduplicate, ask every trigger on the path
+for its verdict, then commit the event, the verdicts and the runs together. A sender is told 2xx only after that commit.
 Nothing that helps an attacker goes into an answer; the reasons are in the inbox.
 
-A delivery is the same delivery when the sender's delivery id and the digest of the body are the same, or, where a
-scheme has no delivery id, when its signed body is not empty and the same. The unique index decides; the memory of
-recent keys only spares the common repetition a failing transaction.
+What makes a delivery the same delivery is in `providers`. The unique index decides; the memory of recent keys only
+spares the common repetition a failing transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,38 +20,48 @@ import structlog
 
 from taskforged.clock import Clock, new_id
 from taskforged.control.access import Access
+from taskforged.control.buckets import Bucket
 from taskforged.control.delivery import Delivery, Receipt
 from taskforged.control.namespaces import RequestLimits
+from taskforged.control.pressure import Pressure
+from taskforged.control.providers import DeliveryId, credentials, delivery_id, delivery_key, handshake
+from taskforged.control.reactor import Asked, Reactor
 from taskforged.control.signatures import verify
-from taskforged.control.starting import RunRequest, Starter
-from taskforged.control.workflows import Route, Workflows
-from taskforged.engine.events import CreateRun
-from taskforged.engine.model import ExpressionError, Json
+from taskforged.control.trigger_book import TriggerBook
+from taskforged.engine.model import Json
+from taskforged.engine.run import Run
+from taskforged.engine.states import RunState
 from taskforged.errors import (
     ConflictError,
     CorruptStoreError,
-    FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     TaskforgeError,
     UnavailableError,
 )
-from taskforged.host.runner import PreparedRun
+from taskforged.host.runner import PreparedRun, Runner
 from taskforged.jsonvalue import parse_json, to_text
-from taskforged.language.definition import Definition, WebhookTrigger
-from taskforged.store.changes import NewRun
-from taskforged.store.events import EventRow, EventStore, event_context, insert_event, is_json
+from taskforged.language.definition import Rate, WebhookTrigger
+from taskforged.payload import decode
+from taskforged.store.events import EventRow, EventStore, insert_event
+from taskforged.store.runs import RunStore
 from taskforged.store.store import Store
 
 __all__ = ["WebhookInbox"]
 
 _log = structlog.get_logger(__name__)
 
-BODY_MAX = 1 << 20
 _KEPT_OF_REJECTED = 1024
 """Bytes of a rejected body that are kept: enough to recognise it, too little to fill a disk with."""
 
+_REJECTED_PER_S = 50.0
+"""Rejected deliveries that are kept a second: a flood must not keep the disk busy. The log has the others."""
+
+_WAITING_MAX = 256
+"""Senders that wait for the end of a run at once; one more is answered at once."""
+
 _RECENT_MAX = 5_000
+_RATES_MAX = 10_000
 _CREDENTIALS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token", "x-gitlab-token"}
 )
@@ -60,38 +69,33 @@ _NOT_FOUND = Receipt(404, {"error": {"code": "not_found", "message": "no such pa
 _UNAUTHORIZED = Receipt(401, {"error": {"code": "unauthorized", "message": "the sender is not proved"}})
 
 
-class _Candidate(NamedTuple):
-    """A trigger that listens on the path, with its compiled definition."""
+class _Proven(NamedTuple):
+    """A delivery whose sender is proved to at least one trigger.
 
-    route: Route
-    definition: Definition
-    trigger: WebhookTrigger
+    Attributes:
+        asked: all triggers on the path; those to which the sender is not proved have a refusal.
+        scheme: by which the sender was proved.
+        value: what the body means.
+        sent: the sender's id of the delivery.
+        key: what a repetition is recognised by; None: by nothing.
+        wait_s: how long the sender wants to wait for the run; 0: not at all.
+    """
+
+    namespace_no: int
+    delivery: Delivery
+    asked: Sequence[Asked]
+    scheme: str
+    value: Json
+    sent: DeliveryId
+    key: bytes | None
+    wait_s: float
 
 
-class _Verdict(NamedTuple):
-    """What one trigger made of an event; `input` is given when it matched."""
+class _Accepted(NamedTuple):
+    """A stored delivery: what its sender is told, and the run that he may wait for."""
 
-    candidate: _Candidate
-    reason: str
-    input: Json = None
-
-    @property
-    def matched(self) -> bool:
-        return not self.reason
-
-
-class _EventScope:
-    """Trigger expressions see the event and nothing else."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self, event: Json) -> None:
-        self._event = event
-
-    def resolve(self, name: str) -> Json:
-        if name == "event":
-            return self._event
-        raise KeyError(name)
+    receipt: Receipt
+    awaited: PreparedRun | None = None
 
 
 class WebhookInbox:
@@ -103,63 +107,81 @@ class WebhookInbox:
         store: Store,
         clock: Clock,
         access: Access,
-        workflows: Workflows,
-        starter: Starter,
+        triggers: TriggerBook,
+        reactor: Reactor,
+        runner: Runner,
         secret: Callable[[int, str], Awaitable[str]],
         requests: RequestLimits,
+        pressure: Pressure,
+        body_max: int,
     ) -> None:
+        """Create an inbox; `secret` looks up a secret by namespace number and name."""
         self._store = store
         self._events = EventStore(store)
+        self._runs = RunStore(store)
         self._clock = clock
         self._access = access
-        self._workflows = workflows
-        self._starter = starter
+        self._triggers = triggers
+        self._reactor = reactor
+        self._runner = runner
         self._secret = secret
         self._requests = requests
-        self._recent: OrderedDict[tuple[int, str, bytes], asyncio.Future[Receipt]] = OrderedDict()
+        self._pressure = pressure
+        self._body_max = body_max
+        self._recent: OrderedDict[tuple[int, str, bytes], asyncio.Future[_Accepted]] = OrderedDict()
+        self._rates: OrderedDict[tuple[int, str], Bucket] = OrderedDict()
+        self._rejected = Bucket(_REJECTED_PER_S, 4 * _REJECTED_PER_S, time.monotonic())
+        self._waiting = 0
 
     async def receive(self, delivery: Delivery) -> Receipt:
         """Keep a delivery and act on it. See `control.delivery.Inbox`."""
         namespace_no = self._access.namespace_no(delivery.namespace)
-        routes = [] if namespace_no is None else self._workflows.routes(namespace_no, delivery.path)
-        if namespace_no is None or not routes:
+        asked = [] if namespace_no is None else await self._asked(namespace_no, delivery.path)
+        if namespace_no is None or not asked:
             return _NOT_FOUND
         self._requests.take(namespace_no)
-        candidates = [await self._candidate(route) for route in routes]
-        proven, refusals = await self._prove(namespace_no, candidates, delivery)
-        if not proven:
-            await self._keep_rejected(namespace_no, delivery, "; ".join(sorted(set(refusals.values()))))
+        self._pressure.check()
+        asked, is_proven = await self._prove(namespace_no, asked, delivery)
+        if not is_proven:
+            await self._keep_rejected(namespace_no, delivery, asked, "; ".join(sorted({one.refusal for one in asked})))
             return _UNAUTHORIZED
-        return await self._proven(namespace_no, delivery, candidates, proven, refusals)
+        await self._count(namespace_no, delivery, asked)
+        try:
+            proven = self._read(namespace_no, delivery, asked)
+        except TaskforgeError as error:
+            await self._keep_rejected(namespace_no, delivery, asked, error.message)
+            return Receipt(400, {"error": {"code": "invalid_body", "message": "the body is not what it says it is"}})
+        answer = handshake(proven.scheme, delivery.headers, proven.value)
+        if answer is not None:
+            return await self._handshake(proven, answer)
+        return await (self._once(proven, proven.key) if proven.key is not None else self._first(proven))
 
     async def reject(self, delivery: Delivery, reason: str) -> None:
         """Record a delivery that the door refused, where its path exists."""
         namespace_no = self._access.namespace_no(delivery.namespace)
-        if namespace_no is not None and self._workflows.routes(namespace_no, delivery.path):
-            await self._keep_rejected(namespace_no, delivery, reason)
+        asked = [] if namespace_no is None else await self._asked(namespace_no, delivery.path)
+        if namespace_no is not None and asked:
+            await self._keep_rejected(namespace_no, delivery, asked, reason)
 
-    async def _candidate(self, route: Route) -> _Candidate:
-        definition = await self._workflows.definition(route.workflow.no, route.workflow.latest)
-        trigger = definition.triggers[route.trigger_id]
-        assert isinstance(trigger, WebhookTrigger)
-        return _Candidate(route, definition, trigger)
+    async def _asked(self, namespace_no: int, path: str) -> list[Asked]:
+        found = [await self._reactor.asked(one) for one in self._triggers.on_path(namespace_no, path)]
+        return [one for one in found if one is not None]
 
     # --- proof -------------------------------------------------------------------------------------------------------
 
-    async def _prove(
-        self, namespace_no: int, candidates: Sequence[_Candidate], delivery: Delivery
-    ) -> tuple[list[_Candidate], dict[int, str]]:
-        """Answer the triggers whose demands are met, and by index why the others' are not."""
-        proven, refusals = [], {}
-        for index, candidate in enumerate(candidates):
-            demand = candidate.trigger.verify
-            secret = await self._secret_or_none(namespace_no, demand.secret) if demand.secret else None
-            why_not = verify(demand, secret, delivery.headers, delivery.body)
-            if why_not is None:
-                proven.append(candidate)
-            else:
-                refusals[index] = why_not
-        return proven, refusals
+    async def _prove(self, namespace_no: int, asked: Sequence[Asked], delivery: Delivery) -> tuple[list[Asked], bool]:
+        """Answer the triggers, with a refusal where the sender is not proved, and whether he is to any of them."""
+        found, is_proven = [], False
+        now_s = self._clock.wall() / 1_000_000
+        for one in asked:
+            demand = _hook(one).verify
+            secrets = [await self._secret_or_none(namespace_no, name) for name in demand.secrets]
+            refusal = verify(demand, secrets, delivery.headers, delivery.query, delivery.body, now_s)
+            is_proven = is_proven or refusal is None
+            found.append(
+                one if refusal is None else one._replace(refusal=f"{refusal.code}: {refusal.reason}", is_proved=False)
+            )
+        return found, is_proven
 
     async def _secret_or_none(self, namespace_no: int, name: str) -> str | None:
         try:
@@ -170,146 +192,147 @@ class WebhookInbox:
             _log.error("webhook.secret_unreadable", secret=name, error=str(error))
             return None
 
+    async def _count(self, namespace_no: int, delivery: Delivery, asked: Sequence[Asked]) -> None:
+        """Count a delivery for its path; only proved ones, so that a stranger cannot use up what is the sender's.
+
+        Raises:
+            ResourceExhaustedError: there were too many.
+        """
+        rates = [rate for one in asked if (rate := _hook(one).rate) is not None]
+        if not rates:
+            return
+        strictest = min(rates, key=lambda rate: rate.count / rate.per_s)
+        wait_s = self._bucket((namespace_no, delivery.path), strictest).take(time.monotonic())
+        if wait_s:
+            reason = f"more than {strictest.count} deliveries in {strictest.per_s:g} s"
+            await self._keep_rejected(namespace_no, delivery, asked, reason)
+            raise ResourceExhaustedError("too many deliveries", reason="RATE_LIMITED", retry_after_s=wait_s)
+
+    def _bucket(self, place: tuple[int, str], rate: Rate) -> Bucket:
+        known = self._rates.get(place)
+        per_s = rate.count / rate.per_s
+        if known is None or (known.rate, known.size) != (per_s, float(rate.count)):
+            known = self._rates[place] = Bucket(per_s, float(rate.count), time.monotonic())
+            if len(self._rates) > _RATES_MAX:
+                self._rates.popitem(last=False)
+        return known
+
     # --- a delivery whose sender is proved ---------------------------------------------------------------------------
 
-    async def _proven(
-        self,
-        namespace_no: int,
-        delivery: Delivery,
-        candidates: Sequence[_Candidate],
-        proven: Sequence[_Candidate],
-        refusals: dict[int, str],
-    ) -> Receipt:
-        if _is_ping(proven, delivery):
-            return await self._handshake(namespace_no, delivery)
-        try:
-            if is_json(delivery.content_type) and delivery.body:
-                parse_json(delivery.body, where="body", size_max=BODY_MAX)
-        except TaskforgeError as error:
-            await self._keep_rejected(namespace_no, delivery, error.message)
-            return Receipt(400, {"error": {"code": "invalid_json", "message": "the body is not acceptable JSON"}})
-        key = _delivery_key(proven, delivery)
-        if key is None:
-            return await self._accept(namespace_no, delivery, candidates, proven, refusals, None)
-        return await self._once(namespace_no, delivery, candidates, proven, refusals, key)
+    def _read(self, namespace_no: int, delivery: Delivery, asked: Sequence[Asked]) -> _Proven:
+        """Answer what the delivery says.
 
-    async def _once(
-        self,
-        namespace_no: int,
-        delivery: Delivery,
-        candidates: Sequence[_Candidate],
-        proven: Sequence[_Candidate],
-        refusals: dict[int, str],
-        key: bytes,
-    ) -> Receipt:
+        Raises:
+            InvalidArgumentError: the body is not what its content type says.
+        """
+
+        def parse(body: bytes) -> Json:
+            return parse_json(body, where="body", size_max=self._body_max)
+
+        content_type = delivery.headers.get("content-type", delivery.content_type)
+        value, _ = decode(content_type, delivery.body, parse)
+        hooks = [_hook(one) for one in asked if one.is_proved]
+        first = hooks[0]
+        sent, key = DeliveryId("", is_covered=False), None
+        for hook in hooks:
+            sent = delivery_id(hook.verify, delivery.headers, hook.delivery_header, value)
+            key = delivery_key(hook.verify, sent, delivery.body)
+            if key is not None:
+                break
+        wait_s = max((hook.wait_s or 0.0 for hook in hooks), default=0.0)
+        return _Proven(namespace_no, delivery, asked, first.verify.scheme, value, sent, key, wait_s)
+
+    async def _first(self, proven: _Proven) -> Receipt:
+        return await self._finish(proven, await self._accept(proven))
+
+    async def _once(self, proven: _Proven, key: bytes) -> Receipt:
         """Accept a delivery unless it was accepted before, or is just being."""
-        place = (namespace_no, delivery.path, key)
+        place = (proven.namespace_no, proven.delivery.path, key)
         first = self._recent.get(place)
         if first is not None:
             await asyncio.wait([first])
             if not first.cancelled() and first.exception() is None:
-                return await self._duplicate(namespace_no, delivery, key)
-        answer = asyncio.ensure_future(self._accept(namespace_no, delivery, candidates, proven, refusals, key))
+                return await self._duplicate(proven, key)
+        answer = asyncio.ensure_future(self._accept(proven))
         self._remember(place, answer)
         try:
-            return await asyncio.shield(answer)
+            accepted = await asyncio.shield(answer)
         except ConflictError:
             self._recent.pop(place, None)
-            return await self._duplicate(namespace_no, delivery, key)
+            return await self._duplicate(proven, key)
         except TaskforgeError:
             self._recent.pop(place, None)
             raise
+        return await self._finish(proven, accepted)
 
-    def _remember(self, place: tuple[int, str, bytes], answer: asyncio.Future[Receipt]) -> None:
+    def _remember(self, place: tuple[int, str, bytes], answer: asyncio.Future[_Accepted]) -> None:
         self._recent[place] = answer
         if len(self._recent) > _RECENT_MAX:
             self._recent.popitem(last=False)
 
-    async def _accept(
-        self,
-        namespace_no: int,
-        delivery: Delivery,
-        candidates: Sequence[_Candidate],
-        proven: Sequence[_Candidate],
-        refusals: dict[int, str],
-        key: bytes | None,
-    ) -> Receipt:
-        event = self._row(namespace_no, delivery, verification=proven[0].trigger.verify.scheme)
-        context = event_context(event)
-        verdicts = [
-            _Verdict(candidate, refusals[index]) if index in refusals else _judge(candidate, context)
-            for index, candidate in enumerate(candidates)
-        ]
-        prepared: dict[int, PreparedRun] = {}
-        try:
-            for index, verdict in enumerate(verdicts):
-                if verdict.matched:
-                    self._prepare(event, verdict, context, index, prepared, verdicts)
-        except BaseException:
-            self._starter.discard(list(prepared.values()))
-            raise
-        records = [_record(verdict, prepared.get(index)) for index, verdict in enumerate(verdicts)]
-        outcome = "ACCEPTED" if prepared else "FILTERED"
-        event = event._replace(outcome=outcome, verdicts=to_text(records))
-        await self._starter.create(list(prepared.values()), lambda connection: insert_event(connection, event, key))
-        runs = [one.run.run_id for one in prepared.values()]
-        return Receipt(202, {"event_id": event.id, "outcome": outcome, "run_ids": runs})
+    async def _accept(self, proven: _Proven) -> _Accepted:
+        event = self._row(proven.namespace_no, proven.delivery, proven.asked, verification=proven.scheme)
+        event = event._replace(delivery_id=proven.sent.text)
+        reaction = self._reactor.react(event, proven.asked)
+        stored = reaction.event
+        await self._reactor.write([reaction], lambda connection: insert_event(connection, stored, proven.key))
+        receipt = Receipt(202, {"event_id": event.id, "outcome": stored.outcome, "run_ids": reaction.run_ids})
+        waiting = {(a.workflow.no, a.trigger.key) for a in proven.asked if _hook(a).wait_s and a.is_proved}
+        awaited = (p for p in reaction.prepared if (p.entry.home.workflow_no, p.run.trigger) in waiting)
+        return _Accepted(receipt, next(awaited, None))
 
-    def _prepare(
-        self,
-        event: EventRow,
-        verdict: _Verdict,
-        context: Json,
-        index: int,
-        prepared: dict[int, PreparedRun],
-        verdicts: list[_Verdict],
-    ) -> None:
-        """Prepare the run of a verdict; what the workflow itself refuses is a verdict, too."""
-        candidate = verdict.candidate
-        workflow = candidate.route.workflow
-        new = NewRun(workflow.namespace_no, workflow.no, event.no)
-        create = CreateRun(
-            run_id=new_id("run", event.created_at),
-            namespace="",
-            workflow="",
-            version=workflow.latest,
-            input=verdict.input,
-            trigger=candidate.trigger.id,
-            event_id=event.id,
-            correlation_id=event.id,
-        )
-        wanted = RunRequest(workflow, workflow.latest, candidate.definition.model, new, create, context)
+    # --- answers that wait -------------------------------------------------------------------------------------------
+
+    async def _finish(self, proven: _Proven, accepted: _Accepted) -> Receipt:
+        """Answer at once, or with what the run has come to when it has ended in time."""
+        if accepted.awaited is None or self._waiting >= _WAITING_MAX:
+            return accepted.receipt
+        self._waiting += 1
         try:
-            prepared[index] = self._starter.prepare(wanted)
-        except (InvalidArgumentError, FailedPreconditionError) as error:
-            verdicts[index] = _Verdict(candidate, error.message)
+            run = await self._runner.wait_end(accepted.awaited, proven.wait_s)
+        except UnavailableError:  # the daemon is stopping: the delivery is safe, so this is no failure
+            run = None
+        finally:
+            self._waiting -= 1
+        return accepted.receipt if run is None else _outcome_of(run)
 
     # --- deliveries without effect -----------------------------------------------------------------------------------
 
-    async def _duplicate(self, namespace_no: int, delivery: Delivery, key: bytes) -> Receipt:
+    async def _duplicate(self, proven: _Proven, key: bytes) -> Receipt:
+        delivery, namespace_no = proven.delivery, proven.namespace_no
         first = await self._events.by_delivery(namespace_no, delivery.path, key)
         if first is None:
             raise UnavailableError("the delivery could not be stored; send it again")
         no, event_id = first
         runs = await self._events.runs_of(no)
-        row = self._row(namespace_no, delivery, outcome="DUPLICATE", duplicate_of=event_id, body=b"")
-        await self._keep(row)
+        row = self._row(namespace_no, delivery, proven.asked, outcome="DUPLICATE", duplicate_of=event_id, body=b"")
+        await self._keep(row._replace(delivery_id=proven.sent.text))
+        if proven.wait_s and runs:
+            loaded = await self._runs.load_by_id(runs[0])
+            if loaded is not None and loaded.run.ended_at:
+                return _outcome_of(loaded.run)
         return Receipt(200, {"event_id": event_id, "outcome": "DUPLICATE", "run_ids": runs})
 
-    async def _handshake(self, namespace_no: int, delivery: Delivery) -> Receipt:
-        row = self._row(namespace_no, delivery, outcome="HANDSHAKE", verification="github")
+    async def _handshake(self, proven: _Proven, answer: Any) -> Receipt:
+        row = self._row(
+            proven.namespace_no, proven.delivery, proven.asked, outcome="HANDSHAKE", verification=proven.scheme
+        )
         await self._keep(row)
-        return Receipt(200, {"event_id": row.id, "outcome": "HANDSHAKE", "run_ids": []})
+        return Receipt(200, answer or {"event_id": row.id, "outcome": "HANDSHAKE", "run_ids": []})
 
-    async def _keep_rejected(self, namespace_no: int, delivery: Delivery, reason: str) -> None:
+    async def _keep_rejected(self, namespace_no: int, delivery: Delivery, asked: Sequence[Asked], reason: str) -> None:
+        if self._rejected.take(time.monotonic()):
+            _log.warning("webhook.rejected", path=delivery.path, remote=delivery.remote, reason=reason, kept=False)
+            return
         kept = delivery.body[:_KEPT_OF_REJECTED]
-        await self._keep(self._row(namespace_no, delivery, outcome="REJECTED", reason=reason, body=kept))
+        await self._keep(self._row(namespace_no, delivery, asked, outcome="REJECTED", reason=reason, body=kept))
 
     async def _keep(self, row: EventRow) -> None:
         await self._store.journal.execute(lambda connection: insert_event(connection, row, None))
 
-    def _row(self, namespace_no: int, delivery: Delivery, **changes: Any) -> EventRow:
+    def _row(self, namespace_no: int, delivery: Delivery, asked: Sequence[Asked], **changes: Any) -> EventRow:
         now = self._clock.now()
+        hidden = _hidden(asked)
         row = EventRow(
             no=self._store.next_no("events"),
             id=new_id("evt", now),
@@ -319,10 +342,10 @@ class WebhookInbox:
             outcome="FILTERED",
             reason="",
             verification="",
-            delivery_id=delivery.headers.get("x-github-delivery", ""),
+            delivery_id="",
             duplicate_of="",
-            headers=to_text({k: "***" if k in _CREDENTIALS else v for k, v in delivery.headers.items()}),
-            query=to_text(dict(delivery.query)),
+            headers=to_text({k: "***" if k in hidden else v for k, v in delivery.headers.items()}),
+            query=to_text({k: "***" if k in hidden else v for k, v in delivery.query.items()}),
             body=delivery.body,
             body_size=len(delivery.body),
             content_type=delivery.content_type,
@@ -333,45 +356,20 @@ class WebhookInbox:
         return row._replace(**changes)
 
 
-def _is_ping(proven: Sequence[_Candidate], delivery: Delivery) -> bool:
-    """Whether it is GitHub's test message, sent once when a webhook is configured."""
-    by_github = any(candidate.trigger.verify.scheme == "github" for candidate in proven)
-    return by_github and delivery.headers.get("x-github-event") == "ping"
+def _hook(asked: Asked) -> WebhookTrigger:
+    assert isinstance(asked.source, WebhookTrigger)
+    return asked.source
 
 
-def _delivery_key(proven: Sequence[_Candidate], delivery: Delivery) -> bytes | None:
-    """Answer what a repetition of the delivery is recognised by; None when nothing is safe to go by."""
-    digest = hashlib.sha256(delivery.body).digest()
-    for candidate in proven:
-        delivery_id = delivery.headers.get(candidate.trigger.delivery_header, "")
-        if delivery_id:
-            return hashlib.sha256(delivery_id.encode() + b"\0" + digest).digest()
-    signed = any(candidate.trigger.verify.scheme != "none" for candidate in proven)
-    return digest if signed and delivery.body else None
+def _hidden(asked: Sequence[Asked]) -> frozenset[str]:
+    """Answer the headers and parameters that hold a credential itself, and not a signature made with it."""
+    return _CREDENTIALS.union(*(credentials(_hook(one).verify) for one in asked))
 
 
-def _judge(candidate: _Candidate, context: Json) -> _Verdict:
-    """Decide whether a trigger starts a run, and with which input. Nothing that goes wrong here loses the event."""
-    scope, trigger = _EventScope(context), candidate.trigger
-    try:
-        if trigger.condition is not None:
-            wanted = trigger.condition.evaluate(scope)
-            if wanted is not True:
-                return _Verdict(candidate, "`if` is false" if wanted is False else "`if` is neither true nor false")
-        value = {} if trigger.input is None else trigger.input.evaluate(scope)
-        return _Verdict(candidate, "", candidate.definition.input.accept(value))
-    except ExpressionError as error:
-        return _Verdict(candidate, f"an expression failed: {error}")
-    except InvalidArgumentError as error:
-        return _Verdict(candidate, f"the input does not fit: {error.message}")
-
-
-def _record(verdict: _Verdict, prepared: PreparedRun | None) -> dict[str, Json]:
-    return {
-        "workflow": verdict.candidate.route.workflow.name,
-        "version": verdict.candidate.route.workflow.latest,
-        "trigger": verdict.candidate.trigger.id,
-        "matched": verdict.matched,
-        "reason": verdict.reason,
-        "run_id": "" if prepared is None else prepared.run.run_id,
-    }
+def _outcome_of(run: Run) -> Receipt:
+    """Answer what a sender who waits is told of a run that has ended. Why one failed is not for strangers."""
+    headers = {"X-Taskforge-Run": run.run_id, "X-Taskforge-Event": run.event_id}
+    if run.state is RunState.SUCCEEDED:
+        return Receipt(200, run.output, headers)
+    error = {"code": "run_failed", "message": "the run did not succeed"}
+    return Receipt(500, {"error": error, "run_id": run.run_id, "state": run.state.value}, headers)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from taskforged.clock import Clock
 from taskforged.control.access import Access, Principal
+from taskforged.control.buckets import Bucket
 from taskforged.control.checks import invalid
 from taskforged.errors import (
     FailedPreconditionError,
@@ -93,18 +94,6 @@ class NamespaceChange:
     requests_per_s: float | None = None
 
 
-class _Bucket:
-    """Tokens of one namespace: `rate` come in a second, `size` fit in."""
-
-    __slots__ = ("at", "rate", "size", "tokens")
-
-    def __init__(self, rate: float, now: float) -> None:
-        self.rate = rate
-        self.size = max(1.0, 2 * rate)
-        self.tokens = self.size
-        self.at = now
-
-
 class RequestLimits:
     """How many requests each namespace may make: token buckets that hold two seconds' worth.
 
@@ -114,7 +103,7 @@ class RequestLimits:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """Create limits of nobody. `now` answers seconds that never run backwards or stand still."""
         self._now = now
-        self._buckets: dict[int, _Bucket] = {}
+        self._buckets: dict[int, Bucket] = {}
 
     @property
     def is_empty(self) -> bool:
@@ -127,7 +116,7 @@ class RequestLimits:
         if not rate:
             self._buckets.pop(namespace_no, None)
         elif known is None or known.rate != rate:
-            self._buckets[namespace_no] = _Bucket(rate, self._now())
+            self._buckets[namespace_no] = Bucket(rate, max(1.0, 2 * rate), self._now())
 
     def take(self, namespace_no: int) -> None:
         """Count a request.
@@ -138,17 +127,14 @@ class RequestLimits:
         bucket = self._buckets.get(namespace_no)
         if bucket is None:
             return
-        now = self._now()
-        bucket.tokens = min(bucket.size, bucket.tokens + (now - bucket.at) * bucket.rate)
-        bucket.at = now
-        if bucket.tokens < 1.0:
+        wait_s = bucket.take(self._now())
+        if wait_s:
             raise ResourceExhaustedError(
                 f"the namespace may make {bucket.rate:g} requests a second, and made more",
                 reason="RATE_LIMITED",
-                retry_after_s=(1.0 - bucket.tokens) / bucket.rate,
+                retry_after_s=wait_s,
                 metadata={"requests_per_second": f"{bucket.rate:g}"},
             )
-        bucket.tokens -= 1.0
 
 
 class Namespaces:
@@ -203,6 +189,10 @@ class Namespaces:
             raise invalid("name", "is required")
         self._access.enter(principal, name)
         return self._view(self._by_name[name])
+
+    def seen_by(self, principal: Principal) -> Sequence[NamespaceRecord]:
+        """Answer all namespaces that somebody may use, by name."""
+        return sorted((one for one in self._by_name.values() if principal.sees(one.no)), key=lambda one: one.name)
 
     def page(self, principal: Principal, *, after: str, limit: int) -> Sequence[NamespaceView]:
         """Answer up to `limit` namespaces that the caller sees, whose names sort behind `after`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from taskforged.clock import Clock
 from taskforged.control.access import Access, Principal
 from taskforged.control.checks import INPUT_MAX, REQUEST_ID_MAX, check_text, invalid, used
+from taskforged.control.pressure import Pressure
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.views import RunView, RunViews
 from taskforged.control.workflows import LiveWorkflow, Workflows
@@ -74,6 +75,7 @@ class Runs:
         starter: Starter,
         views: RunViews,
         feed: Feed,
+        pressure: Pressure,
     ) -> None:
         self._runs = RunStore(store)
         self._clock = clock
@@ -83,6 +85,7 @@ class Runs:
         self._starter = starter
         self._views = views
         self._feed = feed
+        self._pressure = pressure
         runner.start_child = self.start_child
 
     # --- starting ----------------------------------------------------------------------------------------------------
@@ -143,6 +146,7 @@ class Runs:
 
     async def _check(self, namespace_no: int, request: StartRequest) -> tuple[LiveWorkflow, Definition, Json]:
         self._check_request(request)
+        self._pressure.check()
         workflow = self._workflows.get(namespace_no, request.workflow)
         definition = await self._workflows.definition(workflow.no, workflow.latest)
         value = parse_json(request.input_json or "{}", where="input_json", size_max=INPUT_MAX)
@@ -192,7 +196,9 @@ class Runs:
         if run.depth + 1 >= DEPTH_MAX:
             message = f"sub-workflows may be nested {DEPTH_MAX} deep"
             raise FailedPreconditionError(message, reason="TOO_DEEP")
-        workflow = self._workflows.get(parent.namespace_no, command.workflow)
+        home = self._workflows.by_no(parent.workflow_no)  # a run for another tenant finds what its author wrote
+        namespace_no = parent.namespace_no if home is None else home.namespace_no
+        workflow = self._workflows.get(namespace_no, command.workflow)
         definition = await self._workflows.definition(workflow.no, command.version)
         create = CreateRun(
             run_id=command.run_id,
@@ -205,6 +211,7 @@ class Runs:
             created_by=run.created_by,
             parent={"run_id": run.run_id, "step": command.step, "command": command.seq},
             depth=run.depth + 1,
+            hops=run.hops,
             held=[*run.held, run.group] if run.group else list(run.held) or None,
         )
         new = NewRun(parent.namespace_no, workflow.no, parent_no=parent.no)

@@ -21,6 +21,7 @@ from taskforged.engine.scope import RunScope
 from taskforged.engine.states import RunState
 from taskforged.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.host.runner import PreparedRun, Runner
+from taskforged.language.definition import CronTrigger, Definition
 from taskforged.store.changes import NewRun
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Connection, Store
@@ -115,12 +116,10 @@ class Starter:
         if loaded is None or loaded.run.state is not RunState.PENDING or loaded.run.cancel_requested:
             return
         row, run = loaded
-        concurrency = (await self._workflows.model(row.workflow_no, row.version)).concurrency
-        if concurrency is None:
-            return
-        if concurrency.on_limit is OnLimit.CANCEL_RUNNING:
+        on_limit = _on_limit(await self._workflows.definition(row.workflow_no, row.version), run)
+        if on_limit is OnLimit.CANCEL_RUNNING:
             await self._make_room(no, row.namespace_no, run)
-        elif concurrency.on_limit is OnLimit.SKIP:
+        elif on_limit is OnLimit.SKIP:
             running, _ = self._runner.admission.group_members(row.namespace_no, run.group)
             if len(running) >= run.group_limit and no not in running:
                 await self._cancel(no, _full(run.group, run.group_limit))
@@ -142,7 +141,7 @@ class Starter:
             items_max=self._items_max,
         )
         if model.concurrency is None:
-            return create
+            return create  # its trigger may have put it into a group of its own
         return replace(create, group=self._group(request, create), group_limit=model.concurrency.limit)
 
     def _pins(self, request: RunRequest) -> dict[str, int]:
@@ -150,7 +149,7 @@ class Starter:
         found = {}
         for name in sorted(request.model.children):
             try:
-                found[name] = self._workflows.get(request.new.namespace_no, name).latest
+                found[name] = self._workflows.get(request.workflow.namespace_no, name).latest
             except NotFoundError:  # the step that needs it will say so
                 continue
         return found
@@ -204,6 +203,15 @@ class Starter:
             return
         with contextlib.suppress(FailedPreconditionError):  # it has ended meanwhile
             await self._runner.deliver(no, CancelRun(reason))
+
+
+def _on_limit(definition: Definition, run: Run) -> OnLimit:
+    """Answer what becomes of a run whose group is full: its workflow says so, or else its cron trigger."""
+    if definition.model.concurrency is not None:
+        return definition.model.concurrency.on_limit
+    trigger = definition.triggers.get(run.trigger)
+    is_taking_over = isinstance(trigger, CronTrigger) and trigger.overlap == OnLimit.CANCEL_RUNNING
+    return OnLimit.CANCEL_RUNNING if is_taking_over else OnLimit.QUEUE
 
 
 def _full(group: str, limit: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from taskforged.control.schedules import Lateness
 from taskforged.host.feed import Feed
 from taskforged.host.runner import Runner
 from taskforged.store.store import Store
@@ -30,19 +32,21 @@ class Info:
 class System:
     """Info and statistics."""
 
-    def __init__(self, *, store: Store, runner: Runner, feed: Feed, info: Info) -> None:
+    def __init__(self, *, store: Store, runner: Runner, feed: Feed, lateness: Lateness, info: Info) -> None:
         self._store = store
         self._runner = runner
         self._feed = feed
+        self._lateness = lateness
         self._info = info
 
     def info(self) -> Info:
         """Answer where and what the daemon is."""
         return self._info
 
-    async def stats(self) -> dict[str, int]:
+    async def stats(self) -> dict[str, Any]:
         """Answer counters and gauges by name."""
         database, wal = self._store.sizes()
+        median_ms, worst_ms = self._lateness.figures_ms()
         dispatcher, journal = self._runner.dispatcher, self._store.journal.stats
         return {
             "running_steps": dispatcher.running,
@@ -55,4 +59,9 @@ class System:
             "watchers": self._feed.count(),
             "database_bytes": database,
             "wal_bytes": wal,
+            "cron_triggers": await self._store.value("count_due_triggers"),
+            "fired_slots": self._lateness.count,
+            "lateness_p50_ms": median_ms,
+            "lateness_max_ms": worst_ms,
+            "pending_events": await self._store.value("count_pending_events"),
         }

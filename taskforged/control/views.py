@@ -93,6 +93,11 @@ class RunViews:
         name = self._access.namespace_name(row.namespace_no)
         return RunView(row, run, name, run.workflow, model, retry[1] if retry else "")
 
+    async def of_row(self, row: RunRow) -> RunView:
+        """Answer a run without its steps."""
+        name = await self._workflows.stored_name(row.workflow_no)
+        return RunView(row, None, self._access.namespace_name(row.namespace_no), name, None)
+
     async def page(self, wanted: RunFilter, limit: int) -> Sequence[RunView]:
         """Answer up to `limit` runs, newest first."""
         rows = await self._runs.page(wanted, limit)

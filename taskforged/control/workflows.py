@@ -1,7 +1,8 @@
-"""Definitions: apply, validate, show; and the routing table of webhooks.
+"""Definitions: apply, validate, show.
 
-What is live (name, newest version, active flag, webhook paths) is held in memory and changed only after the commit
-that changes it, so that starting a run needs no query. Compiled definitions are cached by version, which never changes.
+What is live (name, newest version, active flag; triggers are in `trigger_book`) is held in memory and changed only
+after the commit that changes it, so that starting a run needs no query. Compiled definitions are cached by version,
+which never changes.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from taskforged.clock import Clock, new_id
+from taskforged.control.trigger_book import Declaration, TriggerBook, change_schedules
 from taskforged.engine.graph import Graph, graph_of
 from taskforged.engine.model import Json, WorkflowModel
 from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.jsonvalue import load_stored, to_text
 from taskforged.language import compile_definition
-from taskforged.language.definition import Definition, WebhookTrigger
+from taskforged.language.definition import Definition
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Store
 
-__all__ = ["Applied", "LiveWorkflow", "Route", "VersionRecord", "Workflows"]
+__all__ = ["Applied", "LiveWorkflow", "VersionRecord", "Workflows"]
 
 _COMPILED_MAX = 500
 
@@ -40,6 +42,7 @@ class LiveWorkflow:
     created_at: int
     updated_at: int
     concurrency: str = ""
+    applied_by: str = ""
 
 
 class VersionRecord(NamedTuple):
@@ -54,13 +57,6 @@ class VersionRecord(NamedTuple):
     created_by: str
 
 
-class Route(NamedTuple):
-    """A webhook trigger that listens on a path."""
-
-    workflow: LiveWorkflow
-    trigger_id: str
-
-
 class Applied(NamedTuple):
     """What became of a definition."""
 
@@ -72,12 +68,14 @@ class Applied(NamedTuple):
 class Workflows:
     """The workflows of all namespaces."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, triggers: TriggerBook, namespace_name: Callable[[int], str]) -> None:
+        """Create the keeper; `namespace_name` answers the name of a namespace that exists."""
         self._store = store
         self._clock = clock
+        self._triggers = triggers
+        self._namespace_name = namespace_name
         self._by_no: dict[int, LiveWorkflow] = {}
         self._by_name: dict[tuple[int, str], LiveWorkflow] = {}
-        self._webhooks: dict[tuple[int, str], dict[tuple[int, str], None]] = {}
         self._compiled: OrderedDict[tuple[int, int], Definition] = OrderedDict()
         self._applying = asyncio.Lock()
         self.queue_exists: Callable[[int, str], bool] = lambda _, __: True
@@ -86,8 +84,7 @@ class Workflows:
         """Load what is live."""
         for no, workflow_id, namespace_no, name, active, *rest in await self._store.rows("all_workflows"):
             self._remember(LiveWorkflow(no, workflow_id, namespace_no, name, bool(active), *rest))
-        for namespace_no, path, workflow_no, trigger_id in await self._store.rows("all_webhooks"):
-            self._webhooks.setdefault((namespace_no, path), {})[workflow_no, trigger_id] = None
+        await self._triggers.start()
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -145,11 +142,6 @@ class Workflows:
         """Answer up to `limit` versions below `before` (0: all), newest first, without sources."""
         rows = await self._store.rows("list_versions", workflow.no, before or workflow.latest + 1, limit)
         return [VersionRecord(*row) for row in rows]
-
-    def routes(self, namespace_no: int, path: str) -> list[Route]:
-        """Answer the triggers that listen on a webhook path, in a stable order."""
-        found = self._webhooks.get((namespace_no, path), {})
-        return [Route(self._by_no[no], trigger_id) for no, trigger_id in sorted(found) if no in self._by_no]
 
     async def definition(self, workflow_no: int, number: int) -> Definition:
         """Answer a compiled version.
@@ -215,8 +207,17 @@ class Workflows:
             if known is not None:
                 newest = await self.version(known, 0)
                 if newest.content_hash == definition.content_hash and newest.profile == definition.profile:
-                    return Applied(known, newest, changed=False)
+                    return Applied(await self._apply_again(known, by), newest, changed=False)
             return await asyncio.shield(self._store_version(namespace_no, known, definition, source, by))
+
+    async def _apply_again(self, known: LiveWorkflow, by: str) -> LiveWorkflow:
+        """Answer for a definition that is applied already: from now on with the authority of this token."""
+        if known.applied_by == by:
+            return known
+        changed = replace(known, applied_by=by)
+        await self._store.journal.execute(lambda c: c.execute(QUERIES["set_applied_by"], (by, known.no)))
+        self._remember(changed)
+        return changed
 
     def _check_surroundings(self, namespace_no: int, definition: Definition) -> None:
         """Hold a definition against its namespace: the queue exists, and its concurrency group means one thing."""
@@ -242,23 +243,24 @@ class Workflows:
         self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, source: str, by: str
     ) -> Applied:
         now = self._clock.now()
-        workflow = self._next_workflow(namespace_no, known, definition, now)
+        workflow = self._next_workflow(namespace_no, known, definition, now, by)
         version = VersionRecord(
             workflow.no, workflow.latest, definition.content_hash, source, definition.profile, now, by
         )
-        paths = _paths(definition)
-        await self._store.journal.execute(lambda c: _save_version(c, workflow, version, paths, is_new=known is None))
+        identity = f"{self._namespace_name(namespace_no)}/{workflow.name}"
+        declared = self._triggers.declare(namespace_no, workflow.no, identity, definition, is_active=workflow.active)
+        await self._store.journal.execute(lambda c: _save_version(c, workflow, version, declared, is_new=known is None))
         self._keep_compiled((workflow.no, workflow.latest), definition)
         self._remember(workflow)
-        self._route(workflow, paths)
+        self._triggers.adopt(declared)
         return Applied(workflow, version, changed=True)
 
     def _next_workflow(
-        self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, now: int
+        self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, now: int, by: str
     ) -> LiveWorkflow:
         concurrency = "" if definition.concurrency is None else to_text(list(definition.concurrency))
         if known is not None:
-            return replace(known, latest=known.latest + 1, updated_at=now, concurrency=concurrency)
+            return replace(known, latest=known.latest + 1, updated_at=now, concurrency=concurrency, applied_by=by)
         no, workflow_id = self._store.next_no("workflows"), new_id("wf", now)
         return LiveWorkflow(
             *(no, workflow_id, namespace_no, definition.name),
@@ -267,6 +269,7 @@ class Workflows:
             created_at=now,
             updated_at=now,
             concurrency=concurrency,
+            applied_by=by,
         )
 
     async def set_active(self, workflow: LiveWorkflow, *, active: bool) -> LiveWorkflow:
@@ -276,9 +279,16 @@ class Workflows:
         async with self._applying:
             changed = replace(self._still(workflow), active=active, updated_at=self._clock.now())
             row = (int(active), changed.updated_at, workflow.no)
-            await self._store.journal.execute(lambda c: c.execute(QUERIES["set_active"], row))
+            crons = [t.no for t in self._triggers.of_workflow(workflow.no) if t.kind == "cron" and not t.paused_at]
+            wall = self._clock.wall()
+
+            def write(connection: Connection) -> None:
+                connection.execute(QUERIES["set_active"], row)
+                change_schedules(connection, crons, wall, is_free=active)
+
+            await self._store.journal.execute(write)
             self._remember(changed)
-            self._route(changed, _paths(await self.definition(changed.no, changed.latest)))
+            self._triggers.on_schedule()
         return changed
 
     async def delete(self, workflow: LiveWorkflow) -> None:
@@ -294,7 +304,8 @@ class Workflows:
             await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now))
             self._by_no.pop(workflow.no, None)
             self._by_name.pop((workflow.namespace_no, workflow.name), None)
-            self._route(workflow, [])
+            self._triggers.forget_workflow(workflow.no)
+            self._triggers.on_schedule()
 
     def _still(self, workflow: LiveWorkflow) -> LiveWorkflow:
         """Answer a workflow as it is now; it may have been deleted while its caller waited for its turn."""
@@ -307,40 +318,27 @@ class Workflows:
         self._by_no[workflow.no] = workflow
         self._by_name[workflow.namespace_no, workflow.name] = workflow
 
-    def _route(self, workflow: LiveWorkflow, paths: Sequence[tuple[str, str]]) -> None:
-        for listeners in self._webhooks.values():
-            for key in [key for key in listeners if key[0] == workflow.no]:
-                del listeners[key]
-        if workflow.active:
-            for path, trigger_id in paths:
-                self._webhooks.setdefault((workflow.namespace_no, path), {})[workflow.no, trigger_id] = None
-
-
-def _paths(definition: Definition) -> list[tuple[str, str]]:
-    return [(t.path, t.id) for t in definition.triggers.values() if isinstance(t, WebhookTrigger)]
-
 
 def _save_version(
     connection: Connection,
     workflow: LiveWorkflow,
     version: VersionRecord,
-    paths: Sequence[tuple[str, str]],
+    declared: Declaration,
     *,
     is_new: bool,
 ) -> None:
     now = version.created_at
     if is_new:
-        row = (workflow.no, workflow.id, workflow.namespace_no, workflow.name, now, now, workflow.concurrency)
+        place = (workflow.no, workflow.id, workflow.namespace_no, workflow.name)
+        row = (*place, now, now, workflow.concurrency, workflow.applied_by)
         connection.execute(QUERIES["insert_workflow"], row)
     else:
-        bump = (version.number, now, workflow.concurrency, workflow.no, version.number - 1)
+        bump = (version.number, now, workflow.concurrency, workflow.applied_by, workflow.no, version.number - 1)
         moved = connection.execute(QUERIES["bump_workflow"], bump)
         if moved.rowcount != 1:
             raise ConflictError(f"workflow {workflow.name!r} was changed by somebody else; apply again")
     connection.execute(QUERIES["insert_version"], version)
-    connection.execute(QUERIES["delete_webhooks"], (workflow.no,))
-    for path, trigger_id in paths:
-        connection.execute(QUERIES["insert_webhook"], (workflow.namespace_no, path, workflow.no, trigger_id))
+    declared.write(connection)
 
 
 def _delete_workflow(connection: Connection, workflow: LiveWorkflow, now: int) -> None:
@@ -349,5 +347,5 @@ def _delete_workflow(connection: Connection, workflow: LiveWorkflow, now: int) -
             f"workflow {workflow.name!r} has open runs; wait for them or cancel them first",
             metadata={"workflow": workflow.name},
         )
-    connection.execute(QUERIES["delete_webhooks"], (workflow.no,))
+    connection.execute(QUERIES["remove_triggers_of_workflow"], (now, workflow.no))
     connection.execute(QUERIES["delete_workflow"], (now, workflow.no))

@@ -96,6 +96,7 @@ class CreateRun:
         run_at: microseconds; 0: at once.
         parent: of a sub-workflow: `{"run_id", "step", "command"}`.
         depth: how many parents are above it.
+        hops: how many runs are in the chain of causes before it; the events that it publishes carry it on.
         held: concurrency groups of the parents: none of them can become free before this run has ended.
         pins: the versions of the sub-workflows, by name, as they were when the run was created.
         retry_of: the run whose failed steps this one tries again.
@@ -122,6 +123,7 @@ class CreateRun:
     run_at: int = 0
     parent: Json = None
     depth: int = 0
+    hops: int = 0
     held: Json = None
     pins: Json = None
     retry_of: str = ""

@@ -245,7 +245,7 @@ class ChildSpec:
 EVENT_TYPE_MAX = 200
 """Characters of the type of an event."""
 
-RESERVED_TYPES = ("run.", "trigger.", "taskforge.")
+RESERVED_TYPES = ("run.", "trigger.", "schedule.", "taskforge.")
 """Types that begin so are published by the engine alone."""
 
 

@@ -125,6 +125,7 @@ class Run:
     run_at: int = 0
     parent: Json = None
     depth: int = 0
+    hops: int = 0
     held: tuple[str, ...] = ()
     pins: Mapping[str, int] = field(default_factory=dict)
     retry_of: str = ""
@@ -272,7 +273,7 @@ def _created(run: Run, event: HistoryEvent) -> None:
 
 
 _GIVEN = frozenset({"trigger", "event_id", "created_by", "queue", "priority", "group", "group_limit", "run_at"}) | {
-    *("parent", "depth", "pins", "retry_of", "rerun_of", "from_step", "attempt", "pinned", "items_max"),
+    *("parent", "depth", "hops", "pins", "retry_of", "rerun_of", "from_step", "attempt", "pinned", "items_max"),
 }
 """Fields of `CreateRun` that are those of `Run`. What has its default value is not recorded."""
 

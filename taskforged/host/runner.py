@@ -58,7 +58,7 @@ from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
 from taskforged.steps.base import Log, Outcome, SecretLookup, StepExecutor, Succeeded, Task
-from taskforged.store.changes import GENESIS, Home, NewRun, RunChange, build_change
+from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
 from taskforged.store.journal import Write
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Store
@@ -200,6 +200,8 @@ class Runner:
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
         self.on_pending: Callable[[int], Awaitable[None]] = _nobody_decides
+        self.listens: Callable[[int, str], bool] = lambda _, __: False
+        self.on_published: Callable[[], None] = lambda: None
         self.start_child: Callable[[Home, Run, StartChild], Awaitable[None]] = _no_child
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._admitted: deque[int] = deque()
@@ -404,7 +406,7 @@ class Runner:
         written = done.exception() is None
         for one in prepared:
             if written:
-                self._committed(one.entry, one.step, one.change.head_hash)
+                self._committed(one.entry, one.step, one.change)
             else:
                 self._abandon(one)
 
@@ -611,7 +613,7 @@ class Runner:
             head_hash=entry.head_hash,
             new=new,
             claims=step.claims,
-            next_event_no=self._next_event_no,
+            news=News(self._next_event_no, self.listens),
         )
 
     def _next_event_no(self) -> int:
@@ -622,13 +624,13 @@ class Runner:
     def _on_commit(self, entry: _Entry, step: _Step, change: RunChange, done: asyncio.Future[None]) -> None:
         error = done.exception()
         if error is None:
-            self._committed(entry, step, change.head_hash)
+            self._committed(entry, step, change)
         else:
             self._not_committed(entry, step, error)
 
-    def _committed(self, entry: _Entry, step: _Step, head_hash: bytes) -> None:
+    def _committed(self, entry: _Entry, step: _Step, change: RunChange) -> None:
         entry.run = step.run
-        entry.head_hash = head_hash
+        entry.head_hash = change.head_hash
         entry.committing = False
         self._acknowledge(step.taken)
         for seq in step.claims:
@@ -637,6 +639,8 @@ class Runner:
         for command in step.commands:  # after the launches: one of them may already be unwanted
             self._carry_out(entry, command, step.claims)
         self._feed.publish(entry.no)
+        if any(row.outcome == "PENDING" for row in change.events):
+            self.on_published()
         if entry.run.ended_at:
             self._announce_end(entry)
         elif entry.run.state is RunState.PENDING:

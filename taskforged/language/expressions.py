@@ -13,6 +13,7 @@ Three facts about `cel_expr_python` 0.1.3 shape this module:
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +46,7 @@ __all__ = [
     "Names",
     "Static",
     "kind_of",
+    "reads_of",
 ]
 
 PROFILE = "cel/1"
@@ -65,11 +67,16 @@ SECRET_RULE = (
 
 _NODE_SIZE = 16
 _INT64_MAX = 2**63 - 1
-_ROOTS = ("error", "event", "index", "input", "item", "run", "vars", "workflow")
+_ROOTS = ("error", "event", "index", "input", "item", "namespaces", "run", "vars", "workflow")
 _STEP_FIELDS = ("error", "output", "state")
 _FIELDS: Mapping[str, frozenset[str]] = {
     "error": frozenset({"attempts", "code", "details", "message", "step"}),
-    "event": frozenset({"body", "headers", "id", "path", "query", "received_at", "source"}),
+    "event": frozenset(
+        {
+            *("body", "due_time", "encoding", "headers", "id", "origin", "path", "query", "received_at", "source"),
+            *("subject", "type"),
+        }
+    ),
     "run": frozenset(
         {"attempt", "correlation_id", "id", "namespace", "parent", "priority", "queue", "started_at", "trigger"}
     ),
@@ -81,6 +88,7 @@ _WHERE = {
     "item": "it exists only inside a for_each",
     "input": "a trigger sees only event and vars",
     "run": "a trigger sees only event and vars",
+    "namespaces": "it exists only in the for_each of a trigger",
     "workflow": "a trigger sees only event and vars",
 }
 _PROBLEM = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*?)(?=\n \||\nERROR: |\s*\[[A-Z_]+\]\Z|\Z)", re.DOTALL)
@@ -227,7 +235,7 @@ class Compiler:
         names = replace(names, roots=names.roots | used) if used else names
         fault = _size_fault(source)
         if fault:
-            self._problem(origin, 0, fault)
+            self.problem(origin, 0, fault)
             return None
         try:
             program = self._env.compile(source)
@@ -238,11 +246,24 @@ class Compiler:
         known = [self._check(reference, source, origin, names) for reference in checked.references]
         fault = _type_fault(program, want_bool=want_bool) or _loops_fault(checked)
         if fault:
-            self._problem(origin, 0, fault)
+            self.problem(origin, 0, fault)
         if fault or not all(known):
             return None
         expression = self._expression(written, origin, program, checked)
         return Condition(expression, written, origin.position()) if want_bool else expression
+
+    def compile_part(self, source: str, names: Names) -> Expression | None:
+        """Compile a part of a condition that has been compiled already; None when it means nothing alone."""
+        try:
+            program = self._env.compile(source)
+        except RuntimeError:
+            return None
+        checked = read_checked(program.serialize(), self._declared)
+        if any(one.name.partition(".")[0] not in names.roots for one in checked.references):
+            return None
+        uses = _uses(checked.references)
+        by_cel = _Cel(source, "", program, uses, {"vars": self.static} if "vars" in uses else {})
+        return Condition(by_cel, source, "")
 
     def _expression(self, source: str, origin: Origin, program: cel.Expression, checked: Checked) -> Expression:
         uses = _uses(checked.references)
@@ -259,7 +280,7 @@ class Compiler:
         try:
             return Static(expression.evaluate(_NO_SCOPE))
         except ExpressionError as error:
-            self._problem(origin, 0, f"always fails: {error.reason}")
+            self.problem(origin, 0, f"always fails: {error.reason}")
             return expression
 
     def _check(self, reference: Reference, source: str, origin: Origin, names: Names) -> bool:
@@ -272,7 +293,7 @@ class Compiler:
         else:
             fault = self._key_fault(root, reference.keys)
         if fault:
-            self._problem(origin, max(at, 0), fault)
+            self.problem(origin, max(at, 0), fault)
         return fault is None
 
     def _step_fault(self, step_id: str, names: Names) -> str | None:
@@ -303,7 +324,7 @@ class Compiler:
                 name = undeclared[1]
                 offset = max(source.rfind(name.partition(".")[0], 0, offset + len(name)), 0)
                 message = self._unknown(name, source, offset, names)  # noqa: PLW2901 - the better message
-            self._problem(origin, offset, message)
+            self.problem(origin, offset, message)
 
     def _unknown(self, name: str, source: str, offset: int, names: Names) -> str:
         parts = name.split(".")
@@ -333,9 +354,37 @@ class Compiler:
             return f"write steps.{parts[0]}.output, steps.{parts[0]}.state or steps.{parts[0]}.error"
         return f"a step has no {parts[1]!r}{did_you_mean(parts[1], _STEP_FIELDS)}"
 
-    def _problem(self, origin: Origin, offset: int, message: str) -> None:
+    def problem(self, origin: Origin, offset: int, message: str) -> None:
+        """Report a fault of what stands `offset` characters behind an origin."""
         line, column = origin.at(offset)
         self.problems.append(Violation(origin.path, message, line, column))
+
+
+def reads_of(expression: Expression, scope: Scope) -> dict[str, Json]:
+    """Answer what an expression refers to, by the text of the reference, with the values that a scope has for it."""
+    if isinstance(expression, Condition):
+        return reads_of(expression.inner, scope)
+    by_cel = expression.why if isinstance(expression, _Path) else expression
+    if not isinstance(by_cel, _Cel):
+        return {}
+    found: dict[str, Json] = {}
+    for name, tree in by_cel.uses.items():
+        if name not in by_cel.static:
+            _collect_reads(name, scope.resolve(name), tree, found)
+    return found
+
+
+def _collect_reads(name: str, value: Json, tree: _Tree, found: dict[str, Json]) -> None:
+    if tree is None:
+        found[name] = value
+        return
+    for key, part in tree.items():
+        plain = type(key) is str and key.isidentifier()
+        inner = f"{name}.{key}" if plain else f"{name}[{json.dumps(key)}]"
+        there = (type(value) is dict and key in value) or (
+            type(value) is list and type(key) is int and key < len(value)
+        )
+        _collect_reads(inner, value[key] if there else None, part if there else None, found)
 
 
 def _fresh(value: Json) -> Json:

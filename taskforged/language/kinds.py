@@ -467,17 +467,18 @@ class _CheckedType:
 
     def evaluate(self, scope: Scope) -> Json:
         value = self.inner.evaluate(scope)
-        fault = _event_type_fault(value)
+        fault = event_type_fault(value)
         if fault:
             raise ExpressionError(self.source, self.position, fault)
         return value
 
 
-def _event_type_fault(name: str) -> str | None:
+def event_type_fault(name: str) -> str | None:
+    """Say why an event of this type cannot be published by anybody but Taskforge; None when it can."""
     if not _EVENT_TYPE.match(name) or len(name) > EVENT_TYPE_MAX:
         return f"{name[:80]!r} is no type of an event; write for example order.paid"
     if name.startswith(RESERVED_TYPES):
-        return f"{name[:80]!r}: types that begin with run., trigger. or taskforge. are those of Taskforge itself"
+        return f"{name[:80]!r}: types that begin with {', '.join(RESERVED_TYPES)} are those of Taskforge itself"
     return None
 
 
@@ -491,10 +492,10 @@ class _EventType(Template):
         if found is None or not isinstance(node, ScalarNode) or len(context.problems) > before:
             return None
         if isinstance(found, Static):
-            fault = _event_type_fault(found.value)
+            fault = event_type_fault(found.value)
         else:
             start = node.text.partition("${{")[0]
-            fault = _event_type_fault(start + "x") if start.startswith(RESERVED_TYPES) else None
+            fault = event_type_fault(start + "x") if start.startswith(RESERVED_TYPES) else None
         if fault:
             context.problem(node, path, fault)
         if isinstance(found, Static):

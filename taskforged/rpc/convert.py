@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from taskforge.v1 import (
     dead_letter_pb2,
-    event_pb2,
     namespace_pb2,
     queue_pb2,
     run_pb2,
@@ -31,14 +29,12 @@ from taskforged.engine.run import Run, StepRun
 from taskforged.engine.states import TERMINAL_STEPS, RunState, StepState
 from taskforged.errors import Violation
 from taskforged.jsonvalue import load_stored, to_text
-from taskforged.language.definition import Definition, WebhookTrigger
+from taskforged.language.definition import CronTrigger, Definition, EventTrigger, WebhookTrigger
 from taskforged.store.changes import StoredEvent
-from taskforged.store.events import EventRow
 from taskforged.store.runs import RunRow
 
 __all__ = [
     "dead_letter_to_proto",
-    "event_to_proto",
     "history_to_proto",
     "micros",
     "namespace_to_proto",
@@ -50,6 +46,7 @@ __all__ = [
     "stamp",
     "step_to_proto",
     "token_to_proto",
+    "trigger_detail",
     "version_to_proto",
     "workflow_to_proto",
 ]
@@ -261,7 +258,7 @@ def workflow_to_proto(workflow: LiveWorkflow, namespace: str, definition: Defini
         latest_version=workflow.latest,
         labels=dict(definition.labels),
         triggers=[
-            workflow_pb2.TriggerSummary(id=t.id, kind=t.kind, detail=_trigger_detail(t, namespace))
+            workflow_pb2.TriggerSummary(id=t.id, kind=t.kind, detail=trigger_detail(t, namespace))
             for t in definition.triggers.values()
         ],
         create_time=stamp(workflow.created_at),
@@ -269,8 +266,16 @@ def workflow_to_proto(workflow: LiveWorkflow, namespace: str, definition: Defini
     )
 
 
-def _trigger_detail(trigger: object, namespace: str) -> str:
-    return f"POST /hooks/{namespace}/{trigger.path}" if isinstance(trigger, WebhookTrigger) else ""
+def trigger_detail(trigger: object, namespace: str) -> str:
+    """Answer in a few words where a trigger listens."""
+    match trigger:
+        case WebhookTrigger():
+            return f"POST /hooks/{namespace}/{trigger.path}"
+        case CronTrigger():
+            return f"{trigger.expression} {trigger.zone}"
+        case EventTrigger():
+            return trigger.type
+    return ""
 
 
 def version_to_proto(workflow: LiveWorkflow, version: VersionRecord) -> workflow_pb2.WorkflowVersion:
@@ -292,36 +297,6 @@ def problem_to_proto(violation: Violation) -> workflow_pb2.DefinitionProblem:
     return workflow_pb2.DefinitionProblem(
         path=violation.path, line=violation.line, column=violation.column, message=violation.message
     )
-
-
-def event_to_proto(row: EventRow, namespace: str, runs: Iterable[str], *, whole: bool) -> event_pb2.Event:
-    """Answer an event; `whole` with headers, query and body."""
-    message = event_pb2.Event(
-        id=row.id,
-        namespace=namespace,
-        source=row.source,
-        path=row.path,
-        outcome=event_pb2.Event.Outcome.Value(f"OUTCOME_{row.outcome}"),
-        reason=row.reason,
-        verification=row.verification,
-        delivery_id=row.delivery_id,
-        duplicate_of=row.duplicate_of,
-        body_size=row.body_size,
-        content_type=row.content_type,
-        remote=row.remote,
-        verdicts=[_verdict(one) for one in load_stored(row.verdicts)],
-        run_ids=runs,
-        create_time=stamp(row.created_at),
-    )
-    if whole:
-        message.headers.update(load_stored(row.headers))
-        message.query_json = row.query
-        message.body = row.body
-    return message
-
-
-def _verdict(one: Mapping[str, Any]) -> event_pb2.Verdict:
-    return event_pb2.Verdict(**one)
 
 
 def token_to_proto(token: TokenRecord, access: Access) -> token_pb2.Token:

@@ -28,6 +28,8 @@ from taskforge.v1 import (
     system_service_pb2_grpc,
     token_service_pb2,
     token_service_pb2_grpc,
+    trigger_service_pb2,
+    trigger_service_pb2_grpc,
     workflow_service_pb2,
     workflow_service_pb2_grpc,
 )
@@ -36,14 +38,18 @@ from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
+from taskforged.control.ledger import Ledger
 from taskforged.control.logs import RunLogs
 from taskforged.control.namespaces import Namespaces
+from taskforged.control.publishing import EventBus
 from taskforged.control.queues import Queues
 from taskforged.control.repeats import Repeats
+from taskforged.control.replays import Replays
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
 from taskforged.control.steering import Steering
 from taskforged.control.system import System
+from taskforged.control.triggers import Triggers
 from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
@@ -56,6 +62,7 @@ from taskforged.rpc.namespaces import NamespaceServicer
 from taskforged.rpc.queues import QueueServicer
 from taskforged.rpc.runs import RunServicer
 from taskforged.rpc.system import SystemServicer
+from taskforged.rpc.triggers import TriggerServicer
 from taskforged.rpc.workflows import WorkflowServicer
 
 __all__ = ["Controls", "RpcServer"]
@@ -86,6 +93,7 @@ _SERVICES = (
     secret_service_pb2.DESCRIPTOR.services_by_name["SecretService"].full_name,
     system_service_pb2.DESCRIPTOR.services_by_name["SystemService"].full_name,
     token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name,
+    trigger_service_pb2.DESCRIPTOR.services_by_name["TriggerService"].full_name,
     workflow_service_pb2.DESCRIPTOR.services_by_name["WorkflowService"].full_name,
 )
 
@@ -102,6 +110,10 @@ class Controls:
     repeats: Repeats
     verifier: Verifier
     events: Events
+    bus: EventBus
+    replays: Replays
+    triggers: Triggers
+    ledger: Ledger
     secrets: Secrets
     system: System
     namespaces: Namespaces
@@ -137,7 +149,7 @@ class RpcServer:
             access=c.access,
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, self._server)
-        event_service_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(c.events, c.access), self._server)
+        self._add_events(c)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
         system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system), self._server)
@@ -145,6 +157,12 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+
+    def _add_events(self, c: Controls) -> None:
+        events = EventServicer(events=c.events, bus=c.bus, replays=c.replays, views=c.views, access=c.access)
+        event_service_pb2_grpc.add_EventServiceServicer_to_server(events, self._server)
+        triggers = TriggerServicer(triggers=c.triggers, ledger=c.ledger, events=c.events, access=c.access)
+        trigger_service_pb2_grpc.add_TriggerServiceServicer_to_server(triggers, self._server)
 
     def _add_tenancy(self, c: Controls) -> None:
         namespace_service_pb2_grpc.add_NamespaceServiceServicer_to_server(NamespaceServicer(c.namespaces), self._server)

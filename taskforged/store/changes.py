@@ -29,13 +29,14 @@ from taskforged.engine.model import Json
 from taskforged.engine.run import Run, StepRun
 from taskforged.engine.states import Kind, RunState
 from taskforged.jsonvalue import canonical, load_stored, to_text
-from taskforged.store.rows import EventRow
+from taskforged.store.rows import EventRow, internal_event
 from taskforged.store.sql import QUERIES
 
 __all__ = [
     "GENESIS",
     "Home",
     "NewRun",
+    "News",
     "RunChange",
     "StaleWriteError",
     "StoredEvent",
@@ -56,7 +57,10 @@ class StaleWriteError(Exception):
 
 
 class NewRun(NamedTuple):
-    """What is known of a run when it is created and never changes, apart from what its history says."""
+    """What is known of a run when it is created and never changes, apart from what its history says.
+
+    `trigger_no` is the cron trigger of which a due time started it.
+    """
 
     namespace_no: int
     workflow_no: int
@@ -66,6 +70,7 @@ class NewRun(NamedTuple):
     parent_no: int | None = None
     retry_of_no: int | None = None
     rerun_of_no: int | None = None
+    trigger_no: int | None = None
 
 
 class Home(NamedTuple):
@@ -74,6 +79,18 @@ class Home(NamedTuple):
     no: int
     namespace_no: int
     workflow_no: int
+
+
+class News(NamedTuple):
+    """What is needed to store the events that a run publishes.
+
+    Attributes:
+        next_no: assigns numbers of events.
+        listens: whether a trigger of a namespace asks for events of a type.
+    """
+
+    next_no: Callable[[], int]
+    listens: Callable[[int, str], bool]
 
 
 class StoredEvent(NamedTuple):
@@ -100,7 +117,7 @@ class RunChange:
     children: list[Row] = field(default_factory=list)
     cancelled_children: list[Row] = field(default_factory=list)
     ended_children: list[Row] = field(default_factory=list)
-    events: list[Row] = field(default_factory=list)
+    events: list[EventRow] = field(default_factory=list)
     dead_letter: Row | None = None
     head_hash: bytes = GENESIS
 
@@ -127,7 +144,7 @@ def build_change(
     head_hash: bytes,
     new: NewRun | None,
     claims: dict[int, int],
-    next_event_no: Callable[[], int],
+    news: News,
 ) -> RunChange:
     """Compute the rows for an outcome of the engine.
 
@@ -140,7 +157,7 @@ def build_change(
         head_hash: hash of the event before the first of these.
         new: given when the run is created by this change.
         claims: commands that are claimed within this change, sequence to epoch.
-        next_event_no: assigns numbers of internal events.
+        news: for the events that the run publishes.
     """
     rows: list[Row] = []
     no = home.no
@@ -152,7 +169,7 @@ def build_change(
             *(no, run.run_id, new.namespace_no, new.workflow_no, run.version, run.state.value, run.sequence),
             *(change.head_hash, int(run.cancel_requested), run.trigger, new.event_no, new.request_id),
             *(new.request_digest, run.created_at, started_at, ended_at, run.queue, run.priority, run.group),
-            *(run.group_limit, run.run_at, new.parent_no, new.retry_of_no, new.rerun_of_no),
+            *(run.group_limit, run.run_at, new.parent_no, new.retry_of_no, new.rerun_of_no, new.trigger_no),
         )
     else:
         guard = history[0].sequence - 1
@@ -161,7 +178,7 @@ def build_change(
             *(no, guard),
         )
     change.steps = [_step_row(no, key, run.steps[key]) for key in touched]
-    _place_commands(home, run, change, history, commands, claims, next_event_no)
+    _place_commands(home, run, change, history, commands, claims, news)
     return change
 
 
@@ -189,7 +206,7 @@ def _place_commands(
     history: Sequence[HistoryEvent],
     commands: Sequence[Command],
     claims: dict[int, int],
-    next_event_no: Callable[[], int],
+    news: News,
 ) -> None:
     no = home.no
     _place_outbox(home, run, change, history, commands, dict(claims))
@@ -205,9 +222,9 @@ def _place_commands(
             case CancelChild(seq):
                 change.cancelled_children.append((no, seq))
             case Publish(event_id, name, data):
-                change.events.append(_event_row(home, next_event_no(), event_id, name, data, history[-1].at))
+                change.events.append(_publish(home, run, news, event_id, name, data, history[-1].at, "internal"))
             case FinishRun(state):
-                _place_end(home, run, change, state, next_event_no)
+                _place_end(home, run, change, state, news)
     change.cleared_timers = [(no, seq) for seq in sorted(cleared)]
     ended = (event.body["command"] for event in history if event.kind is Kind.STEP_CHILD_ENDED)
     change.ended_children = [(no, seq) for seq in ended]
@@ -239,7 +256,7 @@ def _place_outbox(
     change.finished_commands = [(no, seq) for seq in sorted(done)]
 
 
-def _place_end(home: Home, run: Run, change: RunChange, state: RunState, next_event_no: Callable[[], int]) -> None:
+def _place_end(home: Home, run: Run, change: RunChange, state: RunState, news: News) -> None:
     """The end of a run is an event that others can react to; a dead one is a dead letter, too."""
     data: dict[str, Json] = {
         "run_id": run.run_id,
@@ -253,36 +270,21 @@ def _place_end(home: Home, run: Run, change: RunChange, state: RunState, next_ev
         data["error"] = run.failing
     event_id = derived_id("evt", run.ended_at, run.run_id, run.sequence)
     name = f"run.{state.value.lower()}"
-    change.events.append(_event_row(home, next_event_no(), event_id, name, data, run.ended_at))
+    change.events.append(_publish(home, run, news, event_id, name, data, run.ended_at, "engine"))
     if state is RunState.DEAD:
         error = run.failing or {}
         where = (home.no, home.namespace_no, home.workflow_no, error.get("step", ""), error.get("code", ""))
         change.dead_letter = (*where, to_text(error), error.get("attempts", 0), run.ended_at)
 
 
-def _event_row(home: Home, no: int, event_id: str, name: str, data: Json, at: int) -> Row:
-    body = canonical(data)
-    return EventRow(
-        no=no,
-        id=event_id,
-        namespace_no=home.namespace_no,
-        source="internal",
-        path="",
-        outcome="FILTERED",
-        reason="",
-        verification="",
-        delivery_id="",
-        duplicate_of="",
-        headers="{}",
-        query="{}",
-        body=body,
-        body_size=len(body),
-        content_type="application/json",
-        remote="",
-        verdicts="[]",
-        created_at=at,
-        type=name,
+def _publish(home: Home, run: Run, news: News, event_id: str, name: str, data: Json, at: int, source: str) -> EventRow:
+    outcome = "PENDING" if news.listens(home.namespace_no, name) else "UNMATCHED"
+    return internal_event(
+        *(news.next_no(), event_id, home.namespace_no, name, data, at),
+        source=source,
+        outcome=outcome,
         run_no=home.no,
+        depth=run.hops,
     )
 
 

@@ -6,16 +6,16 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
 
 from taskforged.engine.events import rfc3339
 from taskforged.engine.model import Json
 from taskforged.jsonvalue import load_stored
+from taskforged.payload import decode
 from taskforged.store.rows import EventRow
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
 
-__all__ = ["EventFilter", "EventRow", "EventStore", "body_value", "event_context", "insert_event", "is_json"]
+__all__ = ["CLOUD_EVENTS", "REQUESTS", "EventFilter", "EventRow", "EventStore", "event_context", "insert_event"]
 
 WITHOUT_EFFECT_MAX = 10_000
 """How many rejected, duplicate and handshake deliveries are kept, so that strangers cannot fill the disk."""
@@ -23,55 +23,76 @@ WITHOUT_EFFECT_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events to list. `before` is the number of the last event of the page before; 0 begins with the newest."""
+    """Which events to list.
+
+    Attributes:
+        namespace_no: of the events.
+        outcomes: any of these; empty: all.
+        path: of a webhook; empty: all.
+        type: may contain `*`; empty: all.
+        sources: any of these; empty: all but `engine`, unless a type is given.
+        workflow: one of its triggers was asked; empty: all.
+        since: received then or later, in microseconds; 0: all.
+        until: received earlier; 0: all.
+        originals: no replays, and nothing that has been replayed.
+        before: number of the last event of the page before; 0 begins with the newest.
+        after: with `oldest_first`: number of the last event of the page before.
+        oldest_first: the other way round.
+    """
 
     namespace_no: int
     outcomes: Sequence[str] = ()
     path: str = ""
     before: int = 0
-
-
-def is_json(content_type: str) -> bool:
-    """Whether a content type says JSON: `application/json` or a `+json` type, RFC 6839."""
-    media = content_type.partition(";")[0].strip().lower()
-    return media == "application/json" or media.endswith("+json")
-
-
-def body_value(content_type: str, body: bytes) -> Json:
-    """Answer what an accepted body means: JSON, a form as a map, else text. Null when it is empty.
-
-    Raises:
-        ValueError: it says that it is JSON, and is not.
-    """
-    if not body:
-        return None
-    if is_json(content_type):
-        return load_stored(body)
-    text = body.decode(errors="replace")
-    if content_type.partition(";")[0].strip().lower() == "application/x-www-form-urlencoded":
-        return dict(parse_qsl(text, keep_blank_values=True))
-    return text
+    type: str = ""
+    sources: Sequence[str] = ()
+    workflow: str = ""
+    since: int = 0
+    until: int = 0
+    originals: bool = False
+    after: int = 0
+    oldest_first: bool = False
 
 
 def event_context(row: EventRow) -> Json:
     """Answer what expressions see as `event`."""
+    headers = load_stored(row.headers)
+    body, encoding = decode(headers.get("content-type", row.content_type), row.body, load_stored)
     return {
         "id": row.id,
         "source": row.source,
         "path": row.path,
-        "headers": load_stored(row.headers),
+        "headers": headers,
         "query": load_stored(row.query),
-        "body": body_value(row.content_type, row.body),
+        "body": body,
+        "encoding": encoding,
         "received_at": rfc3339(row.created_at),
         "type": row.type,
+        "subject": row.subject,
+        "origin": row.origin,
+        "due_time": body.get("due_time") if isinstance(body, dict) and row.source in _DUE_SOURCES else None,
     }
 
 
-def insert_event(connection: sqlite3.Connection, row: EventRow, delivery_key: bytes | None) -> None:
-    """Insert an event and, when it had an effect, what its repetitions are recognised by."""
+_DUE_SOURCES = frozenset({"cron", "manual"})
+
+
+REQUESTS = "\0request"
+"""Place in which request ids are remembered among the deliveries; no path of a URL can be like it."""
+
+CLOUD_EVENTS = "\0cloudevent"
+"""The same for CloudEvents."""
+
+
+def insert_event(
+    connection: sqlite3.Connection, row: EventRow, delivery_key: bytes | None = None, place: str | None = None
+) -> None:
+    """Insert an event and, when it had an effect, what its repetitions are recognised by, in a place or its path."""
     connection.execute(QUERIES["insert_event"], row)
     if delivery_key is not None:
-        connection.execute(QUERIES["insert_delivery"], (row.namespace_no, row.path, delivery_key, row.no))
+        connection.execute(
+            QUERIES["insert_delivery"], (row.namespace_no, row.path if place is None else place, delivery_key, row.no)
+        )
     if row.outcome in {"REJECTED", "DUPLICATE", "HANDSHAKE"} and row.no % 100 == 0:
         connection.execute(QUERIES["prune_events_without_effect"], (WITHOUT_EFFECT_MAX,))
 
@@ -111,17 +132,43 @@ _HEAVY = {"headers": "''", "query": "''", "body": "x''"}
 
 
 def _list_query(wanted: EventFilter, limit: int) -> tuple[str, list[Any]]:
-    clauses = ["namespace_no = ?"]
-    parameters: list[Any] = [wanted.namespace_no]
-    if wanted.before:
-        clauses.append("no < ?")
-        parameters.append(wanted.before)
-    if wanted.path:
-        clauses.append("path = ?")
-        parameters.append(wanted.path)
+    clauses: list[str] = []
+    parameters: list[Any] = []
+
+    def add(clause: str, *values: Any) -> None:
+        clauses.append(clause)
+        parameters.extend(values)
+
+    add("namespace_no = ?", wanted.namespace_no)
+    if wanted.sources:
+        add(f"source IN ({', '.join('?' * len(wanted.sources))})", *wanted.sources)
+    elif not wanted.type:
+        add("source <> 'engine'")
     if wanted.outcomes:
-        clauses.append(f"outcome IN ({', '.join('?' * len(wanted.outcomes))})")
-        parameters.extend(wanted.outcomes)
+        add(f"outcome IN ({', '.join('?' * len(wanted.outcomes))})", *wanted.outcomes)
+    if wanted.originals:
+        add(
+            "replay_of = '' AND NOT EXISTS (SELECT 1 FROM events r WHERE r.replay_of = events.id AND r.replay_of <> '')"
+        )
+    for clause, value in _plain_clauses(wanted):
+        if value:
+            add(clause, value)
     columns = ", ".join(_HEAVY.get(name, name) for name in EventRow._fields)
-    sql = f"SELECT {columns} FROM events WHERE {' AND '.join(clauses)} ORDER BY no DESC LIMIT ?"  # noqa: S608
+    order = "" if wanted.oldest_first else " DESC"
+    sql = f"SELECT {columns} FROM events WHERE {' AND '.join(clauses)} ORDER BY no{order} LIMIT ?"  # noqa: S608
     return sql, [*parameters, limit]
+
+
+def _plain_clauses(wanted: EventFilter) -> list[tuple[str, Any]]:
+    """Answer clauses with one value each; those whose value is empty or 0 are not wanted."""
+    is_pattern = "*" in wanted.type
+    glob = "".join(f"[{one}]" if one in "[]?" else one for one in wanted.type)
+    return [
+        ("no < ?", wanted.before),
+        ("no > ?", wanted.after),
+        ("path = ?", wanted.path),
+        ("type GLOB ?" if is_pattern else "type = ?", glob if is_pattern else wanted.type),
+        ("EXISTS (SELECT 1 FROM json_each(verdicts) v WHERE v.value ->> 'workflow' = ?)", wanted.workflow),
+        ("created_at >= ?", wanted.since),
+        ("created_at < ?", wanted.until),
+    ]

@@ -91,7 +91,7 @@ class Store:
 
 
 def _inspect(connection: sqlite3.Connection) -> tuple[int, dict[str, int]]:
-    tables = ("runs", "events", "workflows", "tokens", "namespaces", "step_logs")
+    tables = ("runs", "events", "workflows", "triggers", "tokens", "namespaces", "step_logs")
     newest = {table: f"SELECT coalesce(max(no), 0) FROM {table}" for table in tables}  # noqa: S608  constants
     return schema_version(connection), {t: connection.execute(sql).fetchone()[0] for t, sql in newest.items()}
 

@@ -19,7 +19,7 @@ import asyncio
 import math
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import unquote
@@ -29,7 +29,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-from taskforged.control.delivery import Delivery, Inbox
+from taskforged.control.delivery import Delivery, Gateway, Inbox, Receipt
 from taskforged.errors import ResourceExhaustedError, UnavailableError
 
 __all__ = ["Limits", "WebhookListener"]
@@ -234,6 +234,7 @@ class WebhookListener:
         sock: a listening socket to adopt in place of `host` and `port`, for example from systemd.
         ready: whether the daemon takes work, for `/readyz`.
         limits: what a peer may ask for.
+        gateway: takes and gives CloudEvents below `/events/`; None: nobody does.
     """
 
     def __init__(
@@ -245,11 +246,13 @@ class WebhookListener:
         sock: socket.socket | None = None,
         ready: Callable[[], bool] = lambda: True,
         limits: Limits | None = None,
+        gateway: Gateway | None = None,
     ) -> None:
         self._inbox = inbox
         self._host, self._port, self._sock = host, port, sock
         self._ready = ready
         self._limits = Limits() if limits is None else limits
+        self._gateway = gateway
         self._server: _Server | None = None
         self._listening: asyncio.Server | None = None
         self._active: set[asyncio.Task[Any]] = set()
@@ -323,6 +326,8 @@ class WebhookListener:
         parts = path.split("/", 3)
         if len(parts) == 4 and parts[1] == "hooks" and parts[2]:
             return await self._receive(request, parts[2], parts[3])
+        if len(parts) >= 3 and parts[1] == "events" and parts[2] and self._gateway is not None:
+            return await self._exchange(self._gateway, request, parts[2], parts[3] if len(parts) == 4 else "")
         if path not in {"/healthz", "/readyz"}:
             return _error(404, "not_found")
         if request.method not in {"GET", "HEAD"}:
@@ -346,7 +351,27 @@ class WebhookListener:
             return _error(503, "unavailable", retry_after_s=1, close=True)
         except (RequestPayloadError, ConnectionError):
             return _error(400, "bad_request", close=True)  # not chunked as it says, or gone
-        return await self._hand_over(_delivery(request, namespace, path, body))
+        return await self._answer_with(self._inbox.receive, _delivery(request, namespace, path, body))
+
+    async def _exchange(self, gateway: Gateway, request: web.BaseRequest, namespace: str, path: str) -> web.Response:
+        """Take or give CloudEvents."""
+        methods = "GET" if path else "GET, POST"
+        if request.method not in methods.split(", "):
+            return _error(405, "method_not_allowed", {"Allow": methods})
+        namespace, path = unquote(namespace), unquote(path)
+        if not (namespace + path).isprintable():
+            return _error(404, "not_found")
+        if request.method == "GET":
+            return await self._answer_with(gateway.show, _delivery(request, namespace, path, b""))
+        try:
+            body = await self._body(request)
+        except _RefusedError as refused:
+            return _error(refused.status, refused.code, close=refused.status == 408)
+        except UnavailableError:
+            return _error(503, "unavailable", retry_after_s=1, close=True)
+        except (RequestPayloadError, ConnectionError):
+            return _error(400, "bad_request", close=True)
+        return await self._answer_with(gateway.publish, _delivery(request, namespace, path, body))
 
     async def _body(self, request: web.BaseRequest) -> bytes:
         length_max = self._limits.body_bytes_max
@@ -383,11 +408,13 @@ class WebhookListener:
         if self._buffered > self._limits.buffer_bytes_max:
             raise UnavailableError("too many bodies are arriving at once")
 
-    async def _hand_over(self, delivery: Delivery) -> web.Response:
+    async def _answer_with(self, receive: Callable[[Delivery], Awaitable[Receipt]], delivery: Delivery) -> web.Response:
         try:
-            receipt = await self._inbox.receive(delivery)
+            receipt = await receive(delivery)
         except ResourceExhaustedError as error:
-            return _error(429, "resource_exhausted", retry_after_s=error.retry_after_s or 1)
+            # A full disk or queue of ours is none of the sender's doing, too many deliveries are.
+            status, code = (503, "unavailable") if error.reason in _OURS else (429, "resource_exhausted")
+            return _error(status, code, retry_after_s=error.retry_after_s or 1)
         except UnavailableError:
             return _error(503, "unavailable", retry_after_s=1)
         except Exception:  # noqa: BLE001  the boundary of a request: the sender learns nothing, the log everything
@@ -400,6 +427,9 @@ class WebhookListener:
             await self._inbox.reject(delivery, reason)
         except Exception:  # noqa: BLE001  the boundary of a request: a refusal that cannot be recorded is still a refusal
             _log.exception("refused webhook not recorded", namespace=delivery.namespace, reason=reason)
+
+
+_OURS = frozenset({"DISK_FULL", "DISK_LOW"})
 
 
 def _too_large(limit: int) -> _RefusedError:
@@ -478,7 +508,7 @@ def _error(
     return response
 
 
-def _json(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> web.Response:
+def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:
     # `Server` is set so that aiohttp does not add its version and Python's.
     fixed = {"Server": "taskforge", "Content-Type": "application/json"}
     return web.Response(status=status, body=orjson.dumps(body), headers={**fixed, **headers} if headers else fixed)

@@ -1,8 +1,8 @@
 -- insert_run --
 INSERT INTO runs (no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested, trigger,
   event_no, request_id, request_digest, created_at, started_at, ended_at, queue, priority, group_key, group_limit,
-  run_at, parent_no, retry_of_no, rerun_of_no)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  run_at, parent_no, retry_of_no, rerun_of_no, trigger_no)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- update_run --
 -- 0 rows: somebody else moved the run since it was read; the change was computed from a stale state.

@@ -13,12 +13,16 @@ FROM workflows w JOIN namespaces n ON n.no = w.namespace_no
 WHERE w.namespace_no = ? AND w.name > ? AND w.deleted_at IS NULL ORDER BY w.name LIMIT ?
 
 -- insert_workflow --
-INSERT INTO workflows (no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency)
-VALUES (?, ?, ?, ?, 1, 1, ?, ?, ?)
+INSERT INTO workflows (no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency,
+  applied_by)
+VALUES (?, ?, ?, ?, 1, 1, ?, ?, ?, ?)
 
 -- bump_workflow --
 -- 0 rows: another version was applied meanwhile.
-UPDATE workflows SET latest = ?, updated_at = ?, concurrency = ? WHERE no = ? AND latest = ? AND deleted_at IS NULL
+UPDATE workflows SET latest = ?, updated_at = ?, concurrency = ?, applied_by = ? WHERE no = ? AND latest = ? AND deleted_at IS NULL
+
+-- set_applied_by --
+UPDATE workflows SET applied_by = ? WHERE no = ?
 
 -- set_active --
 UPDATE workflows SET active = ?, updated_at = ? WHERE no = ? AND deleted_at IS NULL
@@ -38,20 +42,6 @@ WHERE workflow_no = ? AND number = ?
 SELECT workflow_no, number, content_hash, '', profile, created_at, created_by FROM workflow_versions
 WHERE workflow_no = ? AND number < ? ORDER BY number DESC LIMIT ?
 
--- delete_webhooks --
-DELETE FROM webhooks WHERE workflow_no = ?
-
--- insert_webhook --
-INSERT INTO webhooks (namespace_no, path, workflow_no, trigger_id) VALUES (?, ?, ?, ?)
-
--- all_webhooks --
-SELECT h.namespace_no, h.path, h.workflow_no, h.trigger_id FROM webhooks h
-JOIN workflows w ON w.no = h.workflow_no WHERE w.active = 1 AND w.deleted_at IS NULL
-ORDER BY h.namespace_no, h.path, h.workflow_no, h.trigger_id
-
--- webhooks_of_workflow --
-SELECT namespace_no, path, workflow_no, trigger_id FROM webhooks WHERE workflow_no = ?
-
 -- namespaces --
 SELECT no, name FROM namespaces
 
@@ -59,5 +49,5 @@ SELECT no, name FROM namespaces
 SELECT coalesce(max(no), 0) + 1 FROM workflows
 
 -- all_workflows --
-SELECT no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency FROM workflows
+SELECT no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency, applied_by FROM workflows
 WHERE deleted_at IS NULL

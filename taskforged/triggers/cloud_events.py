@@ -1,0 +1,142 @@
+"""CloudEvents 1.0 over HTTP: what others publish comes in, what happened here goes out.
+
+`POST /events/<namespace>` takes one event (structured or binary mode) or a batch; `GET /events/<namespace>/<id>`
+answers one, `GET /events/<namespace>` a batch of the newest. Both need a token, as the gRPC API does.
+Specification: https://github.com/cloudevents/spec, version 1.0.2, the JSON event format and the HTTP protocol binding.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from taskforged.control.access import GRANTS, Access, Principal, Role
+from taskforged.control.checks import INPUT_MAX
+from taskforged.control.delivery import Delivery, Receipt
+from taskforged.control.events import Events
+from taskforged.control.namespaces import RequestLimits
+from taskforged.control.publishing import EventBus, Publication
+from taskforged.engine.events import rfc3339
+from taskforged.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from taskforged.jsonvalue import load_stored, parse_json, to_text
+from taskforged.payload import CloudEvent, cloud_event_json, decode, parse_cloud_events
+from taskforged.store.events import EventFilter, EventRow
+
+__all__ = ["EventGateway"]
+
+ONE = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+_BATCH_MAX = 100
+
+
+class EventGateway:
+    """Takes and gives CloudEvents."""
+
+    def __init__(self, *, access: Access, bus: EventBus, events: Events, requests: RequestLimits) -> None:
+        self._access = access
+        self._bus = bus
+        self._events = events
+        self._requests = requests
+
+    async def publish(self, delivery: Delivery) -> Receipt:
+        """Publish the events of a request; `delivery.path` is empty. All are checked before the first is stored.
+
+        Raises:
+            ResourceExhaustedError: too many requests.
+        """
+        try:
+            principal, namespace_no = self._admit(delivery, Role.TRIGGER)
+            content_type = delivery.headers.get("content-type", "")
+            found = parse_cloud_events(content_type, delivery.headers, delivery.body, _parse)
+            wanted = [_publication(one, index, len(found)) for index, one in enumerate(found)]
+        except (InvalidArgumentError, ValueError) as error:
+            return _refused(400, "invalid_event", str(error))
+        except (UnauthenticatedError, PermissionDeniedError, NotFoundError) as error:
+            return _denied(error)
+        rows = [await self._bus.publish_foreign(principal, namespace_no, one) for one in wanted]
+        return Receipt(202, {"event_ids": [row.id for row in rows]})
+
+    async def show(self, delivery: Delivery) -> Receipt:
+        """Answer an event, or the newest ones as a batch: `type` and `limit` in the query select."""
+        try:
+            principal, namespace_no = self._admit(delivery, Role.VIEWER)
+            if delivery.path:
+                row = await self._events.row(principal, delivery.path)
+                if row.namespace_no != namespace_no:
+                    return _refused(404, "not_found", f"there is no event {delivery.path!r}")
+                return Receipt(200, cloud_event_json(self._produced(row)), {"Content-Type": ONE})
+            limit = delivery.query.get("limit", "50")
+            if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:4]) <= _BATCH_MAX:
+                return _refused(400, "invalid_argument", f"limit must be from 1 to {_BATCH_MAX}")
+            wanted = EventFilter(namespace_no, type=delivery.query.get("type", ""), sources=("internal", "engine"))
+            views = await self._events.page(wanted, int(limit))
+            whole = [await self._events.row(principal, view.row.id) for view in views]
+            batch = [cloud_event_json(self._produced(row)) for row in whole]
+            return Receipt(200, batch, {"Content-Type": BATCH})
+        except (UnauthenticatedError, PermissionDeniedError, NotFoundError) as error:
+            return _denied(error)
+
+    def _admit(self, delivery: Delivery, need: Role) -> tuple[Principal, int]:
+        scheme, _, credential = delivery.headers.get("authorization", "").partition(" ")
+        principal = self._access.authenticate(credential.strip() if scheme.lower() == "bearer" else "")
+        if need not in GRANTS[principal.role]:
+            raise PermissionDeniedError(f"this needs the role {need.value}")
+        namespace_no = self._access.enter(principal, delivery.namespace)
+        self._requests.take(namespace_no)
+        return principal, namespace_no
+
+    def _produced(self, row: EventRow) -> CloudEvent:
+        """Answer an event as a CloudEvent; its id is ours, which is unique for the source."""
+        headers: Mapping[str, str] = load_stored(row.headers)
+        content_type = headers.get("content-type", row.content_type)
+        data, encoding = decode(content_type, row.body, load_stored)
+        is_json = encoding in {"json", "empty"}
+        namespace = self._access.namespace_name(row.namespace_no)
+        return CloudEvent(
+            id=row.id,
+            source=row.origin or f"/taskforge/{namespace}",
+            type=row.type or f"taskforge.{row.source}",
+            subject=row.subject,
+            time=rfc3339(row.created_at),
+            data=data if is_json else _base64(row.body),
+            datacontenttype="application/json" if is_json else content_type,
+            dataschema="",
+            extensions={"taskforgesource": row.source, "taskforgeoutcome": row.outcome},
+        )
+
+
+def _base64(body: bytes) -> str:
+    return base64.b64encode(body).decode()
+
+
+def _parse(raw: bytes) -> Any:
+    return parse_json(raw, where="body", size_max=INPUT_MAX)
+
+
+def _publication(event: CloudEvent, index: int, count: int) -> Publication:
+    where = f"[{index}]." if count > 1 else ""
+    data = None if event.data is None else to_text(event.data)
+    return Publication(
+        event.type, data or "", subject=event.subject, origin=event.source, foreign_id=event.id, where=where
+    )
+
+
+def _refused(status: int, code: str, message: str) -> Receipt:
+    return Receipt(status, {"error": {"code": code, "message": message}})
+
+
+def _denied(error: UnauthenticatedError | PermissionDeniedError | NotFoundError) -> Receipt:
+    match error:
+        case UnauthenticatedError():
+            answer = _refused(401, "unauthenticated", error.message)
+            return Receipt(answer.status, answer.body, {"WWW-Authenticate": "Bearer"})
+        case PermissionDeniedError():
+            return _refused(403, "permission_denied", error.message)
+        case _:
+            return _refused(404, "not_found", error.message)

@@ -1,0 +1,318 @@
+"""The composition root: the one place that names concrete classes and says which gets which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from taskforged.clock import Clock
+from taskforged.config import Config
+from taskforged.control.access import Access
+from taskforged.control.dead_letters import DeadLetters
+from taskforged.control.events import Events
+from taskforged.control.explainer import Explainer
+from taskforged.control.inbox import WebhookInbox
+from taskforged.control.ledger import Ledger
+from taskforged.control.logs import RunLogs
+from taskforged.control.namespaces import Namespaces, RequestLimits
+from taskforged.control.pressure import Pressure
+from taskforged.control.publishing import EventBus
+from taskforged.control.queues import Queues
+from taskforged.control.reactor import Reactor
+from taskforged.control.repeats import Repeats
+from taskforged.control.replays import Replays
+from taskforged.control.runs import Runs
+from taskforged.control.schedules import Scheduler
+from taskforged.control.secrets import Secrets
+from taskforged.control.starting import Starter
+from taskforged.control.steering import Steering
+from taskforged.control.system import Info, System
+from taskforged.control.trigger_book import TriggerBook
+from taskforged.control.triggers import Triggers
+from taskforged.control.verifying import Verifier
+from taskforged.control.views import RunViews
+from taskforged.control.workflows import Workflows
+from taskforged.host.feed import Feed
+from taskforged.host.limits import Limits
+from taskforged.host.logbook import LogBook
+from taskforged.host.runner import Runner
+from taskforged.host.timers import Timers
+from taskforged.rpc.server import Controls, RpcServer
+from taskforged.steps.base import StepExecutor
+from taskforged.steps.http import HttpExecutor
+from taskforged.steps.shell import ShellExecutor
+from taskforged.store.store import Store
+from taskforged.triggers.cloud_events import EventGateway
+from taskforged.triggers.cron import CronScan
+from taskforged.triggers.internal import EventConsumer
+from taskforged.triggers.webhook import Limits as HttpLimits
+from taskforged.triggers.webhook import WebhookListener
+
+__all__ = ["Parts", "build"]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What there is to start and to stop."""
+
+    access: Access
+    namespaces: Namespaces
+    queues: Queues
+    workflows: Workflows
+    runner: Runner
+    timers: Timers
+    feed: Feed
+    rpc: RpcServer
+    http: WebhookListener
+    cron: CronScan
+    consumer: EventConsumer
+    executors: Sequence[StepExecutor]
+    book: LogBook
+
+
+@dataclass(slots=True)
+class _Base:
+    """What nearly everything needs."""
+
+    config: Config
+    clock: Clock
+    store: Store
+    info: Info
+    feed: Feed
+    access: Access
+    secrets: Secrets
+    triggers: TriggerBook
+    workflows: Workflows
+    limits: Limits
+    pressure: Pressure
+
+
+@dataclass(slots=True)
+class _Host:
+    """What runs runs, and whose they are."""
+
+    runner: Runner
+    book: LogBook
+    executors: Sequence[StepExecutor]
+    namespaces: Namespaces
+    queues: Queues
+    starter: Starter
+    views: RunViews
+
+
+@dataclass(slots=True)
+class _Reactions:
+    """What starts runs by itself."""
+
+    reactor: Reactor
+    scheduler: Scheduler
+    bus: EventBus
+    cron: CronScan
+    consumer: EventConsumer
+    triggers: Triggers
+
+
+def build(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> Parts:
+    """Make everything on an open store; nothing is started."""
+    base = _build_base(config, clock, store, info, master_key)
+    host = _build_host(base)
+    reactions = _build_reactions(base, host)
+    controls = _build_controls(base, host, reactions)
+    return Parts(
+        access=base.access,
+        namespaces=host.namespaces,
+        queues=host.queues,
+        workflows=base.workflows,
+        runner=host.runner,
+        timers=Timers(store=store, clock=clock, runner=host.runner),
+        feed=base.feed,
+        rpc=RpcServer(controls),
+        http=_build_http(base, host, reactions, controls),
+        cron=reactions.cron,
+        consumer=reactions.consumer,
+        executors=host.executors,
+        book=host.book,
+    )
+
+
+def _build_base(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> _Base:
+    access = Access(store, clock)
+    triggers = TriggerBook(store, clock)
+    return _Base(
+        *(config, clock, store, info, Feed(), access),
+        secrets=Secrets(store, clock, master_key),
+        triggers=triggers,
+        workflows=Workflows(store, clock, triggers, access.namespace_name),
+        limits=Limits(pending_runs=config("limits", "pending_runs")),
+        pressure=Pressure(config.home, free_mib=config("limits", "disk_free_mib")),
+    )
+
+
+def _build_host(base: _Base) -> _Host:
+    config, clock, store, workflows = base.config, base.clock, base.store, base.workflows
+    book = LogBook(store, clock, base.feed)
+    executors: Sequence[StepExecutor] = (
+        HttpExecutor(),
+        ShellExecutor(scratch=config.home / "shell", allow=config("shell", "allow"), unsafe=config("shell", "unsafe")),
+    )
+    runner = Runner(
+        store=store,
+        clock=clock,
+        feed=base.feed,
+        models=workflows,
+        executors={executor.name: executor for executor in executors},
+        secret=base.secrets.value,
+        logs=book,
+        limits=base.limits,
+        pool_size=config("executor", "pool_size"),
+    )
+    namespaces = Namespaces(
+        store=store,
+        clock=clock,
+        access=base.access,
+        limits=base.limits,
+        requests=RequestLimits(),
+        running_steps=lambda no: len(runner.dispatcher.held_by(no)),
+        running_runs=runner.admission.running,
+        pending_runs=runner.admission.pending,
+    )
+    queues = _build_queues(base, runner)
+    workflows.queue_exists = queues.exists
+    starter = Starter(
+        store=store,
+        clock=clock,
+        access=base.access,
+        workflows=workflows,
+        runner=runner,
+        items_max=config("limits", "fan_out_items"),
+        queue_exists=queues.exists,
+    )
+    views = RunViews(store=store, access=base.access, workflows=workflows, feed=base.feed)
+    return _Host(runner, book, executors, namespaces, queues, starter, views)
+
+
+def _build_queues(base: _Base, runner: Runner) -> Queues:
+    dispatcher = runner.dispatcher
+    return Queues(
+        store=base.store,
+        clock=base.clock,
+        limits=base.limits,
+        waiting=lambda no, name: sum(dispatcher.waiting(one) for one in dispatcher.lanes() if one[:2] == (no, name)),
+        running=lambda no, name: len(dispatcher.held_by(no, name)),
+    )
+
+
+def _build_reactions(base: _Base, host: _Host) -> _Reactions:
+    store, clock, book = base.store, base.clock, base.triggers
+    reactor = Reactor(
+        store=store,
+        access=base.access,
+        namespaces=host.namespaces,
+        workflows=base.workflows,
+        starter=host.starter,
+        listens=book.listens,
+        depth_max=base.config("limits", "causal_depth"),
+    )
+    bus = EventBus(store=store, clock=clock, triggers=book, reactor=reactor, pressure=base.pressure)
+    scheduler = Scheduler(
+        store=store, clock=clock, access=base.access, triggers=book, reactor=reactor, pressure=base.pressure
+    )
+    cron = CronScan(scheduler)
+    host.runner.listens = book.listens
+    host.runner.on_published = scheduler.on_published = reactor.on_published = bus.wake
+    book.on_schedule = cron.wake
+    triggers = Triggers(
+        store=store,
+        clock=clock,
+        access=base.access,
+        workflows=base.workflows,
+        book=book,
+        reactor=reactor,
+        on_published=bus.wake,
+    )
+    return _Reactions(reactor, scheduler, bus, cron, EventConsumer(bus), triggers)
+
+
+def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls:
+    store, clock, access, workflows, runner = base.store, base.clock, base.access, base.workflows, host.runner
+    views, starter = host.views, host.starter
+    repeats = Repeats(store=store, clock=clock, access=access, workflows=workflows, starter=starter, views=views)
+    events = Events(store, workflows)
+    return Controls(
+        access=access,
+        workflows=workflows,
+        views=views,
+        runs=Runs(
+            store=store,
+            clock=clock,
+            access=access,
+            workflows=workflows,
+            runner=runner,
+            starter=starter,
+            views=views,
+            feed=base.feed,
+            pressure=base.pressure,
+        ),
+        steering=Steering(store=store, workflows=workflows, runner=runner, views=views),
+        repeats=repeats,
+        verifier=Verifier(store=store, workflows=workflows, views=views),
+        events=events,
+        bus=reactions.bus,
+        replays=Replays(
+            store=store,
+            clock=clock,
+            workflows=workflows,
+            book=base.triggers,
+            reactor=reactions.reactor,
+            events=events,
+            body_max=base.config("http", "body_max"),
+        ),
+        triggers=reactions.triggers,
+        ledger=Ledger(store=store, clock=clock, triggers=reactions.triggers, reactor=reactions.reactor),
+        secrets=base.secrets,
+        system=System(
+            store=store, runner=runner, feed=base.feed, lateness=reactions.scheduler.lateness, info=base.info
+        ),
+        namespaces=host.namespaces,
+        queues=host.queues,
+        dead_letters=DeadLetters(store=store, clock=clock, retry=repeats.retry),
+        logs=RunLogs(store, base.feed, host.book),
+        explainer=Explainer(
+            store=store,
+            clock=clock,
+            access=access,
+            workflows=workflows,
+            runner=runner,
+            limits=base.limits,
+            views=views,
+        ),
+    )
+
+
+def _build_http(base: _Base, host: _Host, reactions: _Reactions, controls: Controls) -> WebhookListener:
+    config = base.config
+    inbox = WebhookInbox(
+        store=base.store,
+        clock=base.clock,
+        access=base.access,
+        triggers=base.triggers,
+        reactor=reactions.reactor,
+        runner=host.runner,
+        secret=base.secrets.value,
+        requests=host.namespaces.requests,
+        pressure=base.pressure,
+        body_max=config("http", "body_max"),
+    )
+    gateway = EventGateway(
+        access=base.access, bus=reactions.bus, events=controls.events, requests=host.namespaces.requests
+    )
+    limits = HttpLimits(body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max"))
+    host_name, _, port = config("http", "listen").rpartition(":")
+    return WebhookListener(
+        inbox,
+        host=host_name.strip("[]"),
+        port=int(port),
+        limits=limits,
+        ready=lambda: base.info.state == "ready",
+        gateway=gateway,
+    )
