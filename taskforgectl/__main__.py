@@ -96,9 +96,8 @@ def _fail(error: CliError) -> int:
     """Tell what is wrong. Messages may hold a server's text, hence the cleaning."""
     click.echo(f"error: {safe_lines(error.message)}", err=True)
     for violation in error.violations if isinstance(error, RemoteError) else ():
-        line = safe_line(violation.describe())
-        if line not in safe_line(error.message):  # often the message is the only violation
-            click.echo(f"  {line}", err=True)
+        if not error.message.endswith(violation.message):  # often the only one, and the message has it
+            click.echo(f"  {safe_line(violation.describe())}", err=True)
     if error.hint:
         click.echo(f"hint: {safe_lines(error.hint)}", err=True)
     return error.code

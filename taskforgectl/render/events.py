@@ -9,15 +9,16 @@ from typing import Any
 from taskforgectl.options import Settings
 from taskforgectl.render.output import Item, echo
 from taskforgectl.render.safe import safe_line
-from taskforgectl.render.tables import Column, age, few, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, age, few, filled, local_time, show_details, show_table
 
-__all__ = ["EVENT_COLUMNS", "RUN_COLUMNS", "clause_lines", "show_event", "show_verdicts"]
+__all__ = ["clause_lines", "show_event", "show_events", "show_runs", "show_verdicts"]
 
 _ITEMS_MAX = 50
+_RUNS_MAX = 50
 _VALUE_MAX = 500
 
 
-EVENT_COLUMNS = [
+_EVENT_COLUMNS = [
     Column("EVENT", lambda one: one["id"]),
     Column("TYPE", lambda one: one["type"]),
     Column("SOURCE", lambda one: one["source"]),
@@ -28,13 +29,29 @@ EVENT_COLUMNS = [
     Column("REASON", lambda one: one["reason"] or one["duplicate_of"]),
 ]
 
-RUN_COLUMNS = [
+_RUN_COLUMNS = [
     Column("RUN", lambda one: one["id"]),
     Column("WORKFLOW", lambda one: f"{one['workflow']} v{one['version']}"),
     Column("STATE", lambda one: one["state"]),
     Column("TOOK", lambda one: age(one["create_time"], one["end_time"])),
     Column("ERROR", lambda one: f"{one['error']['code']}: {one['error']['message']}" if one["error"] else ""),
 ]
+
+
+def show_events(settings: Settings, events: Sequence[Item], *, empty: str) -> None:
+    """Show events, one per line."""
+    always = ("EVENT", "TYPE", "SOURCE", "OUTCOME", "RECEIVED", "RUNS")
+    show_table(settings, events, filled(_EVENT_COLUMNS, events, *always), empty=empty)
+
+
+def show_runs(settings: Settings, runs: Sequence[Item], event_id: str) -> None:
+    """Show the runs that an event started, as many as a person reads."""
+    if not runs:
+        return
+    echo("")
+    show_table(settings, runs[:_RUNS_MAX], filled(_RUN_COLUMNS, runs, "RUN", "WORKFLOW", "STATE", "TOOK"), empty="")
+    if len(runs) > _RUNS_MAX:
+        echo(safe_line(f"… and {len(runs) - _RUNS_MAX} more: taskforgectl run list --event {event_id} --limit 0"))
 
 
 def show_event(settings: Settings, event: Item) -> None:
@@ -83,7 +100,7 @@ def show_verdicts(settings: Settings, verdicts: Sequence[Item]) -> None:
     if not verdicts:
         return
     echo("")
-    show_table(settings, verdicts, _VERDICT_COLUMNS, empty="")
+    show_table(settings, verdicts, filled(_VERDICT_COLUMNS, verdicts, "WORKFLOW", "TRIGGER", "MATCHED"), empty="")
     for verdict in verdicts:
         name = f"{verdict['workflow']}/{verdict['trigger']}"
         for line in clause_lines(name, verdict["clause"], verdict["values"]):
@@ -112,7 +129,7 @@ def _show_items(settings: Settings, name: str, items: Sequence[Item]) -> None:
         return
     echo("")
     echo(safe_line(f"{name}: {len(items)} items of its `for_each`"))
-    show_table(settings, items[:_ITEMS_MAX], _ITEM_COLUMNS, empty="")
+    show_table(settings, items[:_ITEMS_MAX], filled(_ITEM_COLUMNS, items, "ITEM", "RUN"), empty="")
     if len(items) > _ITEMS_MAX:
         echo(f"… and {len(items) - _ITEMS_MAX} more: -o json shows them")
 

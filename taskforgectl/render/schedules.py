@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from taskforgectl.options import Settings
 from taskforgectl.render.output import Item
-from taskforgectl.render.tables import Column, few, lasting, show_table
+from taskforgectl.render.tables import Column, few, filled, lasting, show_table
 
 __all__ = ["due_time_note", "show_due_times", "show_slots", "zoned"]
 
@@ -22,6 +22,12 @@ def zoned(stamp: str) -> str:
     """Answer an RFC 3339 time in its own zone, with weekday and offset; what is none as it is."""
     time = _time(stamp)
     return stamp if time is None else f"{time.strftime(_FORM)} {time.replace(microsecond=0).isoformat()[19:]}"
+
+
+def _utc(stamp: str) -> str:
+    """Answer an RFC 3339 time in UTC to the second; what is none as it is."""
+    time = _time(stamp)
+    return stamp if time is None else time.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _time(stamp: str) -> dt.datetime | None:
@@ -46,18 +52,17 @@ def show_due_times(settings: Settings, due_times: Sequence[Item], zone: str, *, 
     """Show due times in their own zone and in UTC, with what the clocks do to them."""
     columns = [
         Column(f"DUE ({zone})" if zone else "DUE", lambda one: zoned(one["local_time"])),
-        Column("UTC", lambda one: one["due_time"]),
+        Column("UTC", lambda one: _utc(one["due_time"])),
         Column("FIRES", _fires),
         Column("NOTE", lambda one: due_time_note(one, zone)),
     ]
-    shown = [column for column in columns if column.title not in {"FIRES", "NOTE"} or any(map(column.cell, due_times))]
-    show_table(settings, due_times, shown, empty=empty)
+    show_table(settings, due_times, filled(columns, due_times, columns[0].title, "UTC"), empty=empty)
 
 
 def _fires(due_time: Item) -> str:
     """Answer when it fires where that is later than it is due."""
     fires = due_time.get("fire_time")
-    return str(fires) if fires and fires != due_time["due_time"] else ""
+    return _utc(fires) if fires and fires != due_time["due_time"] else ""
 
 
 def due_time_note(due_time: Item, zone: str) -> str:
@@ -91,9 +96,7 @@ def show_slots(settings: Settings, slots: Sequence[Item], zone: str, *, empty: s
         Column("RUNS", lambda one: few(one["run_ids"])),
         Column("REASON", lambda one: one["reason"]),
     ]
-    always = {"DUE", "OUTCOME"}
-    shown = [column for column in columns if column.title in always or any(map(column.cell, slots))]
-    show_table(settings, slots, shown, empty=empty)
+    show_table(settings, slots, filled(columns, slots, "DUE", "OUTCOME"), empty=empty)
 
 
 def _due(slot: Item, zone: str) -> str:

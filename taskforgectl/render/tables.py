@@ -10,7 +10,18 @@ from taskforgectl.options import Settings
 from taskforgectl.render.output import Item, echo
 from taskforgectl.render.safe import safe_line, safe_lines
 
-__all__ = ["STATE_STYLES", "Column", "age", "few", "lasting", "local_time", "show_details", "show_table", "span"]
+__all__ = [
+    "STATE_STYLES",
+    "Column",
+    "age",
+    "few",
+    "filled",
+    "lasting",
+    "local_time",
+    "show_details",
+    "show_table",
+    "span",
+]
 
 STATE_STYLES: Mapping[str, str] = {
     "SUCCEEDED": "green",
@@ -58,6 +69,11 @@ def show_table(settings: Settings, items: Sequence[Item], columns: Sequence[Colu
         _rich_table(settings, titles, rows)
     else:
         echo("\n".join(_aligned([titles, *rows])))
+
+
+def filled(columns: Sequence[Column], items: Sequence[Item], *always: str) -> list[Column]:
+    """Answer the columns in which something stands, and those with these titles."""
+    return [column for column in columns if column.title in always or any(map(column.cell, items))]
 
 
 def show_details(settings: Settings, pairs: Sequence[tuple[str, Any]]) -> None:

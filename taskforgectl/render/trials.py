@@ -9,7 +9,7 @@ from taskforgectl.render.events import clause_lines
 from taskforgectl.render.output import Item, echo
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.schedules import show_due_times
-from taskforgectl.render.tables import Column, show_table
+from taskforgectl.render.tables import Column, filled, show_table
 
 __all__ = ["show_trial"]
 
@@ -23,7 +23,7 @@ def show_trial(settings: Settings, verdict: Item) -> None:
     echo(safe_line(f"{verdict['workflow']}: {matched} of {len(triggers)} triggers would start runs"))
     if triggers:
         echo("")
-        show_table(settings, triggers, _COLUMNS, empty="")
+        show_table(settings, triggers, filled(_COLUMNS, triggers, "TRIGGER", "KIND", "MATCHED"), empty="")
     for one in triggers:
         for line in clause_lines(str(one["trigger"]), one.get("clause") or "", one.get("values")):
             echo(line)
@@ -40,8 +40,7 @@ def _show_inputs(settings: Settings, trigger: Item) -> None:
         return
     echo("")
     echo(safe_line(f"{trigger['trigger']}: runs that it would start"))
-    shown = [column for column in _INPUT_COLUMNS if column.title == "INPUT" or any(map(column.cell, inputs))]
-    show_table(settings, inputs[:_INPUTS_MAX], shown, empty="")
+    show_table(settings, inputs[:_INPUTS_MAX], filled(_INPUT_COLUMNS, inputs, "INPUT"), empty="")
     if len(inputs) > _INPUTS_MAX:
         echo(f"… and {len(inputs) - _INPUTS_MAX} more: -o json shows them")
 

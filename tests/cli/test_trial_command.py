@@ -113,6 +113,7 @@ def test_what_is_asked(call, judge):
             "query": {},
             "type": "t",
             "path": "",
+            "subject": "",
         },
         "at": "2030-01-01T00:00:00Z",
         "trigger": "github",
@@ -153,7 +154,14 @@ def test_payloads(call, judge, monkeypatch):
     ],
 )
 def test_a_stored_event_is_taken_apart(call, judge, stored, body, is_text):
-    event = {"id": "evt_1", "headers": {"a": "b", "c": "d"}, "query": {"q": "1"}, "type": "", "path": "github"} | stored
+    event = {
+        "id": "evt_1",
+        "headers": {"a": "b", "c": "d"},
+        "query": {"q": "1"},
+        "type": "",
+        "path": "github",
+        "subject": "s",
+    } | stored
     (judge / "event.json").write_text(json.dumps(event))
     _try(call, judge, "--event", str(judge / "event.json"), "--header", "C=e", "--type", "x")
     assert _question(judge)["event"] == {
@@ -163,6 +171,7 @@ def test_a_stored_event_is_taken_apart(call, judge, stored, body, is_text):
         "query": {"q": "1"},
         "type": "x",
         "path": "github",
+        "subject": "s",
     }
 
 
@@ -226,7 +235,8 @@ def test_a_program_that_hangs_is_1(call, judge, monkeypatch):
         (["--event", '{"a": 1,}'], "--event is not JSON: "),
         (["--event", '{"a": 1,}'], "line 1 column 9"),
         (["--event", "[1e999, NaN]"], "NaN is no number of JSON"),
-        (["--event", "[1e999]"], "a number that JSON cannot carry"),
+        (["--event", "[1e999]"], "a value that JSON cannot carry"),
+        (["--event", '["\\ud800"]'], "a value that JSON cannot carry"),
         (["--event", "/nonexistent"], "there is no file"),
         (
             ["--event", '{"id": "evt_1", "headers": {}, "body": "{", "encoding": "json"}'],

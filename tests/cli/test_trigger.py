@@ -98,10 +98,10 @@ def test_show(call):
 
 def test_one_of_several_is_to_be_named(call):
     def refuse(_):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "deploy has several triggers: github, nightly")
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "several triggers: a, b", {"trigger": "several triggers: a, b"})
 
     call.fake.answers["GetTrigger"] = refuse
-    assert "github, nightly" in call("trigger", "show", "deploy", code=2).err
+    assert call("trigger", "show", "deploy", code=2).err == "error: several triggers: a, b\n"
 
 
 def test_pause_and_resume(call):
@@ -195,6 +195,16 @@ def test_who_cannot_wait_knows_what_was_fired(call):
         "has fired; what became of it: taskforgectl event why evt_1"
         in call("trigger", "fire", "deploy", "--wait", code=4).err
     )
+
+
+def test_ctrl_c_leaves_the_runs_alone(call, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    call.fake.answers["FireTrigger"] = lambda _: pb.FireTriggerResponse(event=_fired("run_1"))
+    monkeypatch.setattr("taskforgectl.commands.trigger.fire.get_run", interrupt)
+    told = call("trigger", "fire", "deploy", "--wait", code=130).err
+    assert told == "detached; come back with: taskforgectl event why evt_1\n"
 
 
 # --- next ------------------------------------------------------------------------------------------------------------

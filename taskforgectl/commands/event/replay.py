@@ -19,7 +19,7 @@ from taskforgectl.files import read_bytes
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, note, show_list
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, few, show_table
+from taskforgectl.render.tables import Column, few, filled, show_table
 from taskforgectl.times import parse_time
 from taskforgectl.triggers import TriggerName, parse_trigger
 
@@ -198,8 +198,7 @@ def _show_table(settings: Settings, job: _Job, rows: Sequence[Item]) -> None:
         Column("RUNS", lambda one: few(one["run_ids"])),
         Column("ERROR", lambda one: one["error"]),
     ]
-    shown = [column for column in columns if column.title in {"EVENT", "RESULT"} or any(map(column.cell, rows))]
-    show_table(settings, rows, shown, empty="no events fit")
+    show_table(settings, rows, filled(columns, rows, "EVENT", "RESULT"), empty="no events fit")
 
 
 verbs = (_replay,)

@@ -13,10 +13,9 @@ from taskforgectl.commands.event.filters import Selection, filter_options
 from taskforgectl.connection import Connection
 from taskforgectl.options import Settings, Verb
 from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.events import EVENT_COLUMNS, show_event
+from taskforgectl.render.events import show_event, show_events
 from taskforgectl.render.output import show_item, show_list
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import show_table
 
 __all__ = ["verbs"]
 
@@ -42,7 +41,7 @@ def _list(settings: Settings, *, selection: Selection, workflow: str, limit: int
         rows = collect(fetch, limit)
     is_filtered = bool(workflow or any(selection))
     empty = "no events fit" if is_filtered else "no events yet; `taskforgectl trigger list` shows what is waited for"
-    show_list(settings, rows, key="id", table=lambda items: show_table(settings, items, EVENT_COLUMNS, empty=empty))
+    show_list(settings, rows, key="id", table=lambda items: show_events(settings, items, empty=empty))
 
 
 @click.command("show", cls=Verb)

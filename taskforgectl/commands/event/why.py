@@ -8,15 +8,13 @@ from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.options import Settings, Verb
-from taskforgectl.render.events import RUN_COLUMNS, show_verdicts
+from taskforgectl.render.events import show_runs, show_verdicts
 from taskforgectl.render.output import Item, echo, echo_parts, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import Column, show_table
 
 __all__ = ["verbs"]
-
-_RUNS_MAX = 50
 
 
 @click.command("why", cls=Verb)
@@ -34,7 +32,7 @@ def _why(settings: Settings, event_id: str) -> None:
 
 
 def _tell(settings: Settings, story: Item) -> None:
-    event, runs = story["event"], story["runs"]
+    event = story["event"]
     echo_parts(event["id"], event["outcome"])
     for sentence in story["summary"]:
         echo(safe_line(sentence))
@@ -42,11 +40,7 @@ def _tell(settings: Settings, story: Item) -> None:
         echo("\ncaused by, the nearest first")
         show_table(settings, story["causes"], _CAUSE_COLUMNS, empty="")
     show_verdicts(settings, event["verdicts"])
-    if runs:
-        echo("")
-        show_table(settings, runs[:_RUNS_MAX], RUN_COLUMNS, empty="")
-    if len(runs) > _RUNS_MAX:
-        echo(safe_line(f"… and {len(runs) - _RUNS_MAX} more: taskforgectl run list --event {event['id']} --limit 0"))
+    show_runs(settings, story["runs"], event["id"])
 
 
 _CAUSE_COLUMNS = [

@@ -100,12 +100,16 @@ def _show(settings: Settings, answer: Item, *, dry_run: bool) -> None:
 
 
 def _tell(settings: Settings, answer: Item, *, dry_run: bool) -> None:
-    shown = [
-        {**one, "outcome": "would fire"} if dry_run and one["outcome"] == "FIRED" else one for one in answer["slots"]
-    ]
+    shown = [_described(one, dry_run=dry_run) for one in answer["slots"]]
     show_slots(settings, shown, "", empty="there is nothing to start")
     if answer["omitted"]:
         echo(f"left out: {answer['omitted']:,} that have fired already; --include-fired starts them again")
+
+
+def _described(slot: Item, *, dry_run: bool) -> Item:
+    """Answer a slot without what goes without saying here."""
+    outcome = "would fire" if dry_run and slot["outcome"] == "FIRED" else slot["outcome"]
+    return {**slot, "outcome": outcome, "backfill": False}
 
 
 verbs = (_backfill,)

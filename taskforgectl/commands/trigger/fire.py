@@ -17,11 +17,10 @@ from taskforgectl.errors import EXIT_FAILED, EXIT_INTERRUPTED, CliError
 from taskforgectl.follow import TERMINAL
 from taskforgectl.inputs import given_json, pairs_of
 from taskforgectl.options import Settings, Verb
-from taskforgectl.render.events import RUN_COLUMNS, show_verdicts
-from taskforgectl.render.output import Item, echo, echo_parts, show_item
+from taskforgectl.render.events import show_runs, show_verdicts
+from taskforgectl.render.output import Item, echo_parts, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
-from taskforgectl.render.tables import show_table
 from taskforgectl.triggers import parse_trigger
 
 __all__ = ["verbs"]
@@ -101,9 +100,7 @@ def _remembered(context: click.Context, event_id: str) -> Iterator[None]:
 def _tell(settings: Settings, event: Item) -> None:
     echo_parts(event["id"], event["outcome"])
     show_verdicts(settings, event["verdicts"])
-    if event["runs"]:
-        echo("")
-        show_table(settings, event["runs"], RUN_COLUMNS, empty="")
+    show_runs(settings, event["runs"] or (), event["id"])
 
 
 verbs = (_fire,)

@@ -29,7 +29,8 @@ def event_of(payload: str | None, headers: Sequence[str], kind: str) -> dict[str
         CliError: the payload is not what it must be.
     """
     given = pairs_of(headers, "--header")
-    found: dict[str, Any] = {"body": None, "body_is_text": False, "headers": {}, "query": {}, "type": "", "path": ""}
+    found: dict[str, Any] = {"body": None, "body_is_text": False, "headers": {}, "query": {}}
+    found |= {"type": "", "path": "", "subject": ""}
     if payload is not None:
         found |= _read(payload, given)
     found["headers"] = {**found["headers"], **given}
@@ -72,6 +73,7 @@ def _taken_apart(event: Mapping[str, Any]) -> dict[str, Any]:
         "query": event.get("query") or {},
         "type": event.get("type") or "",
         "path": event.get("path") or "",
+        "subject": event.get("subject") or "",
     }
 
 

@@ -108,8 +108,8 @@ def _ask(question: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         data = json.dumps(question, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError:
-        raise CliError("the event has a number that JSON cannot carry", code=EXIT_USAGE) from None
+    except ValueError as error:
+        raise CliError(f"the event has a value that JSON cannot carry: {error}", code=EXIT_USAGE) from None
     # Not the working folder first: it may hold other people's modules.
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     try:
