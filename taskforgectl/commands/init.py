@@ -54,6 +54,10 @@ _CONFIG = """\
 # fan_out_items = 10000
 # Runs that wait for a slot, of all namespaces.
 # pending_runs = 100000
+# Runs in a chain of events and runs before it is taken for a loop.
+# causal_depth = 16
+# Disk space in MiB that new work leaves free; 0: none.
+# disk_free_mib = 64
 
 [shell]
 # Absolute paths of the programs that shell steps may execute, for example ["/usr/bin/git"].

@@ -74,7 +74,7 @@ def _confirmed(settings: Settings, connection: Connection, request: pb.BackfillS
     """Ask whether as many runs are meant, and bind the request to what was shown; False when there are none."""
     dry = pb.BackfillScheduleRequest()
     dry.CopyFrom(request)
-    dry.dry_run = True
+    dry.dry_run, dry.request_id = True, ""
     slots = connection.ask(connection.stub(TriggerServiceStub).BackfillSchedule, dry).slots
     count = sum(slot.count or 1 for slot in slots if slot.outcome == _FIRED)
     if not count:
