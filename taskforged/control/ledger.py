@@ -13,7 +13,6 @@ from taskforged.control.publishing import request_key
 from taskforged.control.reactor import Asked, Group, Reaction, Reactor
 from taskforged.control.schedules import due_event
 from taskforged.control.triggers import Identified, Triggers, TriggerView
-from taskforged.engine.events import rfc3339
 from taskforged.errors import ConflictError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.language.definition import CronTrigger
 from taskforged.schedule import (
@@ -26,6 +25,7 @@ from taskforged.schedule import (
     local_text,
     parse_cron,
     slots_after,
+    utc_text,
 )
 from taskforged.store.events import REQUESTS, insert_event
 from taskforged.store.sql import QUERIES
@@ -230,7 +230,7 @@ class Ledger:
             raise invalid("to", "must not lie in the future: what is due then starts by itself")
         count = count_slots(schedule, wanted.since - 1, until - 1)
         if count > BACKFILL_MAX:
-            raise invalid("from", f"and 'to' hold {count:,} due times; one call starts at most {BACKFILL_MAX:,}")
+            raise invalid("from", f"to 'to' there are {count:,} due times; one call starts at most {BACKFILL_MAX:,}")
         slots = slots_after(schedule, wanted.since - 1, count) if count else []
         if wanted.include_fired:
             return slots, 0
@@ -249,7 +249,7 @@ def _group(asked: Asked, wanted: BackfillRequest, slots: Sequence[Slot]) -> Grou
         raise invalid("max_parallel", f"must be from 1 to {BACKFILL_MAX:,}")
     if wanted.max_parallel and asked.definition.model.concurrency is not None:
         raise invalid("max_parallel", "is decided by the workflow's own concurrency group; leave it out")
-    first = rfc3339(slots[0].due_at) if slots else ""
+    first = utc_text(slots[0].due_at) if slots else ""
     return Group(f"backfill {asked.workflow.name}/{asked.trigger.key} {first}", wanted.max_parallel or 1)
 
 

@@ -20,11 +20,10 @@ from taskforged.control.access import Access
 from taskforged.control.pressure import Pressure
 from taskforged.control.reactor import Asked, Group, Reaction, Reactor
 from taskforged.control.trigger_book import TriggerBook, slot_row
-from taskforged.engine.events import rfc3339
 from taskforged.engine.model import Json
 from taskforged.errors import ConflictError, TaskforgeError
 from taskforged.language.definition import CronTrigger
-from taskforged.schedule import Plan, Schedule, Slot, local_text, plan
+from taskforged.schedule import Plan, Schedule, Slot, local_text, plan, utc_text
 from taskforged.store.events import EventRow, insert_event
 from taskforged.store.rows import internal_event
 from taskforged.store.sql import QUERIES
@@ -300,8 +299,8 @@ class Scheduler:
             "workflow": asked.workflow.name,
             "trigger": asked.trigger.key,
             "count": counts["MISSED"],
-            "first_due_time": rfc3339(missed[0].first),
-            "last_due_time": rfc3339(missed[-1].last),
+            "first_due_time": utc_text(missed[0].first),
+            "last_due_time": utc_text(missed[-1].last),
             "reason": missed[0].reason,
         }
         namespace_no = asked.workflow.namespace_no
@@ -363,7 +362,7 @@ def group_of(asked: Asked, source: CronTrigger) -> Group | None:
 def due_event(no: int, at: int, asked: Asked, schedule: Schedule, slot: Slot) -> EventRow:
     """Answer the event of a due time."""
     data: dict[str, Json] = {
-        "due_time": rfc3339(slot.due_at),
+        "due_time": utc_text(slot.due_at),
         "local_time": local_text(slot.due_at, schedule.zone),
         "timezone": schedule.zone,
         "schedule": schedule.cron.expression,

@@ -14,12 +14,11 @@ from taskforged.control.publishing import request_key
 from taskforged.control.reactor import Reactor
 from taskforged.control.trigger_book import LiveTrigger, TriggerBook, change_schedules
 from taskforged.control.workflows import LiveWorkflow, Workflows
-from taskforged.engine.events import rfc3339
 from taskforged.engine.model import EVENT_TYPE_MAX, Json
 from taskforged.errors import AlreadyExistsError, ConflictError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.jsonvalue import parse_json, to_text
 from taskforged.language.definition import CronTrigger, EventTrigger, Source
-from taskforged.schedule import Schedule, local_text, slots_after
+from taskforged.schedule import Schedule, local_text, slots_after, utc_text
 from taskforged.store.events import REQUESTS, EventRow, EventStore, insert_event
 from taskforged.store.rows import internal_event
 from taskforged.store.sql import QUERIES
@@ -277,7 +276,7 @@ class Triggers:
         if wanted.payload_json:
             body = parse_json(wanted.payload_json, where="payload_json", size_max=INPUT_MAX)
         elif isinstance(source, CronTrigger):
-            due = {"due_time": rfc3339(now), "local_time": local_text(now, source.zone), "timezone": source.zone}
+            due = {"due_time": utc_text(now), "local_time": local_text(now, source.zone), "timezone": source.zone}
             body = {**due, "schedule": source.expression}
         row = internal_event(
             *(
@@ -318,5 +317,6 @@ def _headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _none_fits(workflow: str, key: str, known: Sequence[LiveTrigger], kinds: Sequence[str]) -> str:
     there = ", ".join(f"{one.key} ({one.kind})" for one in known) or "none but manual"
-    wanted = f"trigger {key!r}" if key else f"{' or '.join(kinds) or 'such'} trigger"
+    kind = f"{' or '.join(kinds)} " if kinds else ""
+    wanted = f"{kind}trigger {key!r}" if key else f"{kind}trigger"
     return f"workflow {workflow!r} has no {wanted}; it has {there}"

@@ -8,7 +8,7 @@ from taskforged.schedule.cron import PROFILE, Cron, CronError, parse_cron
 from taskforged.schedule.crosscheck import cross_check
 from taskforged.schedule.misfire import Plan, Policy, Range, plan
 from taskforged.schedule.slots import Schedule, Slot, count_slots, jitter_us, slots_after, slots_before
-from taskforged.schedule.zones import ZoneError, is_transition_day, load_zone, local_text
+from taskforged.schedule.zones import ZoneError, is_transition_day, load_zone, local_text, utc_text
 
 __all__ = [
     "PROFILE",
@@ -30,4 +30,5 @@ __all__ = [
     "plan",
     "slots_after",
     "slots_before",
+    "utc_text",
 ]

@@ -101,6 +101,11 @@ def _hint(name: str) -> str:
     return f"; did you mean {found}?" if found else "; write for example Europe/Berlin, or UTC"
 
 
+def utc_text(due_at: int) -> str:
+    """Answer a due time in UTC: `2026-11-22T02:00:00Z`. Due times fall on whole seconds; a fraction is cut off."""
+    return _local(due_at, "UTC").isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 def local_text(due_at: int, zone: str) -> str:
     """Answer a time as a clock of the zone shows it, with its offset: `2026-11-22T03:00:00+01:00`."""
     return _local(due_at, zone).isoformat(timespec="seconds")

@@ -469,7 +469,7 @@ class Bench:
             head_hash=GENESIS,
             new=new,
             claims={},
-            next_event_no=None,
+            news=None,
         )
         change.finished_commands, change.cleared_timers, change.ended_children = [], [], []
         await self.store.journal.submit(Write([change]))

@@ -154,7 +154,7 @@ async def test_every_trigger_on_a_path_gets_its_verdict(hooked):
     assert status == 202
     verdicts = {v.workflow: v for v in (await show(hooked, answer["event_id"])).verdicts}
     assert {name for name, v in verdicts.items() if v.matched} == {"release", "second"}
-    assert verdicts["never"].reason == "`if` is false"
+    assert verdicts["never"].reason == "`if` is false: event.body.action == 'deleted'"
     assert "event.body.nothing.here" in verdicts["breaks"].reason
     assert "$.tag" in verdicts["misfit"].reason
     assert set(answer["run_ids"]) == {verdicts["release"].run_id, verdicts["second"].run_id}
@@ -164,19 +164,25 @@ async def test_an_event_that_nothing_wants_is_kept_with_the_reason(hooked):
     body = github_payload("issues.opened")
     status, answer = await post(hooked, body, github_headers(SECRET, body, event="issues"))
     assert (status, answer["outcome"], answer["run_ids"]) == (202, "FILTERED", [])
-    assert [v.reason for v in (await show(hooked, answer["event_id"])).verdicts] == ["`if` is false"]
+    assert [v.reason for v in (await show(hooked, answer["event_id"])).verdicts] == [
+        "`if` is false: event.body.action == 'published'"
+    ]
 
 
-async def test_an_inactive_workflow_does_not_listen(hooked):
+async def test_an_inactive_workflow_keeps_what_comes_and_starts_nothing(hooked):
     stub = hooked.stub(workflows_grpc.WorkflowServiceStub)
     await stub.SetWorkflowActive(workflows.SetWorkflowActiveRequest(name="release", active=False))
-    assert (await post(hooked))[0] == 404
+    status, answer = await post(hooked)
+    assert (status, answer["outcome"]) == (202, "FILTERED")
     hooked.restart()
     await hooked.disconnect()
-    assert (await post(hooked))[0] == 404
+    status, answer = await post(hooked)
+    assert (status, answer["outcome"]) == (202, "FILTERED")
+    verdicts = (await show(hooked, answer["event_id"])).verdicts
+    assert [verdict.reason for verdict in verdicts] == ["the workflow is not active"]
     stub = hooked.stub(workflows_grpc.WorkflowServiceStub)
     await stub.SetWorkflowActive(workflows.SetWorkflowActiveRequest(name="release", active=True))
-    assert (await post(hooked))[0] == 202
+    assert (await post(hooked))[1]["outcome"] == "ACCEPTED"
 
 
 async def test_a_path_that_moves_moves_at_once(hooked):

@@ -7,6 +7,7 @@ import pytest
 from taskforged.clock import Clock
 from taskforged.control.access import Access, Principal, Role, new_credential
 from taskforged.control.paging import decode_token, encode_token
+from taskforged.control.trigger_book import TriggerBook
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from taskforged.store.journal import Write
@@ -80,7 +81,8 @@ async def test_a_last_use_that_cannot_be_written_is_written_later(store, monkeyp
 
 
 async def test_deleting_twice_leaves_a_new_workflow_of_that_name_alone(store):
-    workflows = Workflows(store, Clock())
+    clock = Clock()
+    workflows = Workflows(store, clock, TriggerBook(store, clock), str)
     old = (await workflows.apply(1, SOURCE.format(name="w", n=1), "me")).workflow
     results = await asyncio.gather(
         workflows.delete(old),

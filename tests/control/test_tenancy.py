@@ -84,7 +84,7 @@ async def world(store):
 async def insert_run(store, no, *, namespace_no=1, queue="default", state="RUNNING"):
     ended = 5 if state in {"SUCCEEDED", "DEAD"} else None
     row = (no, f"run_{no}", namespace_no, 1, 1, state, 1, bytes(32), 0, "manual", None, None, None, 1, 2, ended)
-    row += (queue, 5, "", 0, 0, None, None, None)
+    row += (queue, 5, "", 0, 0, None, None, None, None)
     await store.journal.execute(lambda c: c.execute(QUERIES["insert_run"], row))
 
 
@@ -225,7 +225,7 @@ async def test_default_and_what_is_not_there_cannot_be_deleted(world):
 
 
 async def put_workflow(world, no):
-    row = (world.store.next_no("workflows"), "wf_1", no, "w", 1, 1, "")
+    row = (world.store.next_no("workflows"), "wf_1", no, "w", 1, 1, "", "")
     await world.store.journal.execute(lambda c: c.execute(QUERIES["insert_workflow"], row))
 
 

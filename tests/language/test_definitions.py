@@ -250,11 +250,11 @@ def test_webhook_triggers(scope):
     assert set(definition.triggers) == {"manual", "hand", "gh", "ci", "open"}
     assert isinstance(gh, WebhookTrigger)
     assert (gh.id, gh.path, gh.delivery_header) == ("gh", "github", "x-github-delivery")
-    assert gh.verify == Verify("github", "HOOK", header="x-hub-signature-256", prefix="sha256=")
+    assert gh.verify == Verify("github", ("HOOK",), header="x-hub-signature-256", prefix="sha256=")
     event = {"body": {"org": "acme", "tag": "v1"}}
     assert gh.condition.evaluate(scope(event=event)) is True
     assert gh.input.evaluate(scope(event=event)) == {"tag": "v1"}
-    assert ci.verify == Verify("hmac", "CI", "x-sig", "sha512", "base64", "v1=")
+    assert ci.verify == Verify("hmac", ("CI",), header="x-sig", algorithm="sha512", encoding="base64", prefix="v1=")
     assert (ci.path, ci.delivery_header) == ("ci/builds", "x-delivery")
     assert ci.input.evaluate(scope(event=event)) == event["body"]
     assert (open_.verify, open_.delivery_header, open_.condition, open_.input) == (Verify("none"), "", None, None)
@@ -341,9 +341,9 @@ FAULTS = [
     # triggers
     ("on: ¦[push]\n@STEP@", "on", "must be a map, is a list"),
     ("on: {¦T: {manual: {}}}\n@STEP@", "on.T", "not a trigger id"),
-    ("on: {t: ¦{}}\n@STEP@", "on.t", "one of manual, webhook is missing"),
-    ("on: {t: {¦cron: {}}}\n@STEP@", "on.t.cron", "'cron' is not supported by this version yet"),
-    ("on: {t: {¦event: {}}}\n@STEP@", "on.t.event", "'event' is not supported by this version yet"),
+    ("on: {t: ¦{}}\n@STEP@", "on.t", "one of manual, webhook, cron, event is missing"),
+    ("on: {t: {cron: ¦{}}}\n@STEP@", "on.t.cron", "'schedule' is missing"),
+    ("on: {t: {event: ¦{}}}\n@STEP@", "on.t.event", "'type' is missing"),
     ("on: {t: {¦webhok: {}}}\n@STEP@", "on.t.webhok", "did you mean 'webhook'?"),
     ("on: {t: {manual: {¦a: 1}}}\n@STEP@", "on.t.manual.a", "unknown key 'a'"),
     ("on: {t: {manual: {}, ¦input: {}}}\n@STEP@", "on.t.input", "only with webhook"),

@@ -244,7 +244,7 @@ async def test_a_call_that_may_not_be_made_is_not_counted(world):
 
 async def add_letters(world, count):
     def write(c):
-        c.execute(QUERIES["insert_workflow"], (1, "wf_1", 1, "w", 1, 1, ""))
+        c.execute(QUERIES["insert_workflow"], (1, "wf_1", 1, "w", 1, 1, "", ""))
         for no in range(1, count + 1):
             row = (no, f"run_{no}", 1, 1, 4, "DEAD", 1, bytes(32), 0, "manual", None, None, None, 1, 2, 5)
             c.execute(QUERIES["insert_run"], (*row, "default", 5, "", 0, 0, None, None, None))

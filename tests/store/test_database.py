@@ -178,11 +178,11 @@ def test_hot_queries_go_by_their_index(path, name):
 def test_what_is_history_cannot_be_rewritten(path, statement):
     connection = connect_writer(path)
     connection.execute("INSERT INTO history VALUES (1, 1, 1, 'run.created', '', 0, x'7b7d', zeroblob(32))")
-    connection.execute("INSERT INTO workflows VALUES (1, 'wf_1', 1, 'w', 1, 1, 1, 1, NULL, '')")
+    connection.execute("INSERT INTO workflows VALUES (1, 'wf_1', 1, 'w', 1, 1, 1, 1, NULL, '', '')")
     connection.execute("INSERT INTO workflow_versions VALUES (1, 1, 'h', 's', 'cel/1', 1, '')")
     connection.execute(
         "INSERT INTO events VALUES (1, 'evt_1', 1, 'webhook', 'p', 'ACCEPTED', '', '', '', '', '{}', '{}', x'', 0, '',"
-        " '', '[]', 1, '', NULL)"
+        " '', '[]', 1, '', NULL, 0, '', '', '', '', '')"
     )
     with pytest.raises(sqlite3.IntegrityError, match="immutable|append-only"):
         connection.execute(statement)
@@ -197,7 +197,7 @@ def test_the_schema_refuses_impossible_runs(path, state, ended):
             QUERIES["insert_run"],
             (
                 *(1, "run_1", 1, 1, 1, state, 1, bytes(32), 0, "manual", None, None, None, 1, 1, ended),
-                *("default", 5, "", 0, 0, None, None, None),
+                *("default", 5, "", 0, 0, None, None, None, None),
             ),
         )
     connection.close()
