@@ -56,6 +56,9 @@ def test_the_tour(tmp_path):
         assert done.stdout.count("SUCCEEDED") >= 3
         assert "intact" in done.stdout
         assert "waits for approval" in done.stdout
+        assert "03:00:00 +0" in done.stdout, "when the backup is due"
+        assert "Next due: " in done.stdout
+        assert "`if` is false: event.body.total > 0 (event.body.total was 0)" in done.stdout
         assert not list(tmp_path.glob("tmp.*/taskforge/taskforged.json")), "the tour leaves no daemon behind"
     finally:
         for lock in tmp_path.glob("tmp.*/taskforge/taskforged.lock"):
