@@ -83,6 +83,10 @@ class World:
                     "system",
                     "logs",
                     "explainer",
+                    "bus",
+                    "replays",
+                    "triggers",
+                    "ledger",
                 )
             ),
         )
