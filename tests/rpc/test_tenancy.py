@@ -251,7 +251,7 @@ async def add_letters(world, count):
         c.execute(QUERIES["insert_workflow"], (1, "wf_1", 1, "w", 1, 1, "", ""))
         for no in range(1, count + 1):
             row = (no, f"run_{no}", 1, 1, 4, "DEAD", 1, bytes(32), 0, "manual", None, None, None, 1, 2, 5)
-            c.execute(QUERIES["insert_run"], (*row, "default", 5, "", 0, 0, None, None, None))
+            c.execute(QUERIES["insert_run"], (*row, "default", 5, "", 0, 0, None, None, None, None))
             error = '{"attempts":3,"code":"http_503","message":"no","step":"a"}'
             c.execute(QUERIES["insert_dead_letter"], (no, 1, 1, "a", "http_503", error, 3, no * 1_000_000))
 
