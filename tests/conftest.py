@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from harness import Daemon, EffectServer
+from switchboard import Board
 
 
 @pytest.fixture
@@ -24,3 +25,33 @@ def effects() -> Iterator[EffectServer]:
     """A server that counts calls."""
     with EffectServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def switched() -> Iterator[Daemon]:
+    """A daemon that the tests of a module share, each in a namespace of its own."""
+    made = Daemon(env={"TASKFORGE_LIMITS_CAUSAL_DEPTH": "4"})
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+@pytest.fixture
+async def board(switched: Daemon) -> AsyncIterator[Board]:
+    """A namespace of its own on a shared daemon."""
+    made = Board(switched)
+    try:
+        yield await made.fresh()
+    finally:
+        await made.close()
+
+
+@pytest.fixture
+async def own(daemon: Daemon) -> AsyncIterator[Board]:
+    """The namespace `default` of a daemon that nobody else uses."""
+    made = Board(daemon)
+    try:
+        yield made
+    finally:
+        await made.close()

@@ -40,7 +40,7 @@ from taskforged.errors import (
     UnavailableError,
 )
 from taskforged.host.runner import PreparedRun, Runner
-from taskforged.jsonvalue import parse_json, to_text
+from taskforged.jsonvalue import load_stored, parse_json, to_text
 from taskforged.language.definition import Rate, WebhookTrigger
 from taskforged.payload import decode
 from taskforged.store.events import EventRow, EventStore, insert_event
@@ -65,7 +65,7 @@ _RATES_MAX = 10_000
 _CREDENTIALS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-auth-token", "x-gitlab-token"}
 )
-_NOT_FOUND = Receipt(404, {"error": {"code": "not_found", "message": "no such path"}})
+_NOT_FOUND = Receipt(404, {"error": {"code": "not_found", "message": "there is nothing here"}})
 _UNAUTHORIZED = Receipt(401, {"error": {"code": "unauthorized", "message": "the sender is not proved"}})
 
 
@@ -277,7 +277,7 @@ class WebhookInbox:
         stored = reaction.event
         await self._reactor.write([reaction], lambda connection: insert_event(connection, stored, proven.key))
         receipt = Receipt(202, {"event_id": event.id, "outcome": stored.outcome, "run_ids": reaction.run_ids})
-        waiting = {(a.workflow.no, a.trigger.key) for a in proven.asked if _hook(a).wait_s and a.is_proved}
+        waiting = {(one.workflow.no, one.trigger.key) for one in _waiting(proven)}
         awaited = (p for p in reaction.prepared if (p.entry.home.workflow_no, p.run.trigger) in waiting)
         return _Accepted(receipt, next(awaited, None))
 
@@ -308,10 +308,20 @@ class WebhookInbox:
         row = self._row(namespace_no, delivery, proven.asked, outcome="DUPLICATE", duplicate_of=event_id, body=b"")
         await self._keep(row._replace(delivery_id=proven.sent.text))
         if proven.wait_s and runs:
-            loaded = await self._runs.load_by_id(runs[0])
-            if loaded is not None and loaded.run.ended_at:
-                return _outcome_of(loaded.run)
+            awaited = await self._awaited_before(no, proven)
+            if awaited is not None and awaited.ended_at:
+                return _outcome_of(awaited)
         return Receipt(200, {"event_id": event_id, "outcome": "DUPLICATE", "run_ids": runs})
+
+    async def _awaited_before(self, no: int, proven: _Proven) -> Run | None:
+        """Answer the run that the first delivery waited for: another trigger's output is not for this sender."""
+        first = await self._events.by_no(no)
+        waiting = {(one.workflow.name, one.trigger.key) for one in _waiting(proven)}
+        for verdict in [] if first is None else load_stored(first.verdicts):
+            if verdict["run_id"] and (verdict["workflow"], verdict["trigger"]) in waiting:
+                loaded = await self._runs.load_by_id(verdict["run_id"])
+                return None if loaded is None else loaded.run
+        return None
 
     async def _handshake(self, proven: _Proven, answer: Any) -> Receipt:
         row = self._row(
@@ -359,6 +369,11 @@ class WebhookInbox:
 def _hook(asked: Asked) -> WebhookTrigger:
     assert isinstance(asked.source, WebhookTrigger)
     return asked.source
+
+
+def _waiting(proven: _Proven) -> list[Asked]:
+    """Answer the triggers for whose run the sender waits."""
+    return [one for one in proven.asked if _hook(one).wait_s and one.is_proved]
 
 
 def _hidden(asked: Sequence[Asked]) -> frozenset[str]:
