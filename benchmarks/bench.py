@@ -30,6 +30,8 @@ import aiohttp
 import uvloop
 from google.protobuf.duration_pb2 import Duration
 from taskforge.v1 import (
+    event_service_pb2,
+    event_service_pb2_grpc,
     namespace_service_pb2,
     namespace_service_pb2_grpc,
     run_pb2,
@@ -99,6 +101,17 @@ steps:
     transform: {tag: "${{ input.tag }}"}
 """
 
+
+LISTENER = """
+name: listener
+on:
+  paid:
+    event: {type: "order.*"}
+    if: event.body.n >= 0
+    input: {n: "${{ event.body.n }}"}
+steps:
+  - {id: one, transform: {n: "${{ input.n }}"}}
+"""
 
 FAN = """
 name: fan
@@ -204,6 +217,7 @@ class Client:
     def __init__(self, daemon: Daemon, channel: object) -> None:
         self._token = daemon.metadata
         self._runs = run_service_pb2_grpc.RunServiceStub(channel)  # type: ignore[arg-type]
+        self._events = event_service_pb2_grpc.EventServiceStub(channel)  # type: ignore[arg-type]
         self._system = system_service_pb2_grpc.SystemServiceStub(channel)  # type: ignore[arg-type]
         self.daemon = daemon
 
@@ -228,6 +242,15 @@ class Client:
     async def open_runs(self) -> int:
         """How many runs are open."""
         return (await self._system.GetStats(system_service_pb2.GetStatsRequest(), metadata=self._token)).open_runs
+
+    async def stats(self) -> system_service_pb2.GetStatsResponse:
+        """GetStats."""
+        return await self._system.GetStats(system_service_pb2.GetStatsRequest(), metadata=self._token)
+
+    async def publish(self, name: str, payload: str) -> None:
+        """PublishEvent."""
+        request = event_service_pb2.PublishEventRequest(type=name, data_json=payload)
+        await self._events.PublishEvent(request, metadata=self._token)
 
     async def until_idle(self) -> None:
         """Return when no run is open."""
@@ -518,6 +541,60 @@ async def bench_fair(b: Bench) -> None:
     )
 
 
+def _cron_definition(number: int, count: int, expression: str) -> str:
+    triggers = "".join(
+        f'  t{n}: {{cron: {{schedule: "{expression}", seconds: true, overlap: allow}}}}\n' for n in range(count)
+    )
+    return f"name: cron-{number:04}\non:\n{triggers}steps:\n  - {{id: a, transform: {{n: 1}}}}\n"
+
+
+async def bench_cron(b: Bench) -> None:
+    """(i) What cron triggers cost while nothing is due, and how late they fire when all are due at one second."""
+    total = 10_000 if not b.quick else 2_000
+    idle = [_cron_definition(number, 100, "0 0 0 1 1 *") for number in range(total // 100)]
+    async with serving(*idle) as client:
+        await asyncio.sleep(1.0)
+        before, began = _cpu_s(client.daemon.pid), time.perf_counter()
+        await asyncio.sleep(10.0)
+        busy = (_cpu_s(client.daemon.pid) - before) / (time.perf_counter() - began)
+    b.add(Row(f"{total:,} cron triggers, idle", 100 * busy, "% of a core", None, higher=False))
+    count = total // 2
+    due = time.gmtime(time.time() + 20 + count / 250)
+    expression = f"{due.tm_sec} {due.tm_min} {due.tm_hour} * * *"
+    definitions = [_cron_definition(number, 100, expression) for number in range(count // 100)]
+    async with serving(*definitions) as client:
+        while (await client.stats()).fired_slots < count:
+            await asyncio.sleep(0.2)
+        stats = await client.stats()
+    name = f"{count:,} cron triggers due at one second, last fired"
+    note = f"median {stats.lateness_p50_ms:,.0f} ms of the last 1,024"
+    b.add(Row(name, stats.lateness_max_ms / 1000, "s", 10, higher=False, note=note))
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def bench_events(b: Bench) -> None:
+    """(j) Internal events published by a client, each matching one trigger, to the last run SUCCEEDED."""
+    count = b.count(4000)
+    async with serving(LISTENER) as client:
+        await in_flight(200, lambda n: client.publish("order.paid", f'{{"n":{n}}}'))
+        await client.until_idle()
+        meter = Meter(client.daemon)
+        began = time.perf_counter()
+        await in_flight(count, lambda n: client.publish("order.paid", f'{{"n":{n}}}'))
+        while (await client.stats()).pending_events:
+            await asyncio.sleep(0.05)
+        await client.until_idle()
+        elapsed = time.perf_counter() - began
+        cpu = meter.per(count, "event")
+        await client.check_all_succeeded("listener", 200 + count)
+    calls = await b.grpc()
+    b.add(Row("published event to ended run", count / elapsed, "events/s", None, calls, "bare gRPC calls", note=cpu))
+
+
 async def bench_start(b: Bench) -> None:
     """(g) From exec to an answered GetInfo, and resident memory when idle."""
     daemon = Daemon(env={"PYTHONWARNINGS": "ignore", "TASKFORGE_LOG_LEVEL": "warning"})
@@ -580,6 +657,8 @@ BENCHES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "chain": bench_chain,
     "fan": bench_fan,
     "fair": bench_fair,
+    "cron": bench_cron,
+    "events": bench_events,
     "start": bench_start,
     "disk": bench_disk,
 }

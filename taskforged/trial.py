@@ -19,10 +19,11 @@ from taskforged.control.judging import NamespaceFacts, Start, judge, type_matche
 from taskforged.engine.events import rfc3339
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, TaskforgeError
-from taskforged.jsonvalue import parse_json
+from taskforged.jsonvalue import load_stored, parse_json
 from taskforged.language import compile_definition
 from taskforged.language.definition import CronTrigger, Definition, EventTrigger, Source, WebhookTrigger
 from taskforged.language.durations import parse_instant
+from taskforged.payload import decode
 from taskforged.schedule import Schedule, Slot, local_text, slots_after, utc_text
 
 __all__ = ["main", "trial"]
@@ -127,7 +128,7 @@ def _context(source: Source, event: Mapping[str, Any], at: int, schedule: Schedu
             "timezone": schedule.zone,
             "schedule": schedule.cron.expression,
         }
-    is_text = bool(event.get("body_is_text"))
+    body, encoding = _decoded(body, event)
     return {
         "id": "evt_00000000000000000000000000",
         "source": {"webhook": "webhook", "cron": "cron", "event": "internal"}[source.kind],
@@ -135,13 +136,21 @@ def _context(source: Source, event: Mapping[str, Any], at: int, schedule: Schedu
         "headers": {name.lower(): value for name, value in (event.get("headers") or {}).items()},
         "query": dict(event.get("query") or {}),
         "body": body,
-        "encoding": "empty" if body is None else "text" if is_text else "json",
+        "encoding": encoding,
         "received_at": rfc3339(at),
         "type": event.get("type", "") or ("schedule.due" if due_time else ""),
         "subject": event.get("subject", ""),
         "origin": "",
         "due_time": due_time or None,
     }
+
+
+def _decoded(body: Json, event: Mapping[str, Any]) -> tuple[Json, str]:
+    """Answer a body as a daemon would see it: text with a content type may be a form."""
+    if not event.get("body_is_text") or not isinstance(body, str):
+        return body, "empty" if body is None else "json"
+    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
+    return decode(headers.get("content-type", "text/plain"), body.encode(), load_stored)
 
 
 def main() -> int:

@@ -305,7 +305,8 @@ def _summary(story: ScheduleStory, schedule: Schedule, since: int, now: int) -> 
     if row.cursor > now + 1_000_000:
         lines.append(
             f"The clock was ahead once: due times up to {local_text(row.cursor, schedule.zone)} count as settled, and"
-            " nothing fires before; change the schedule to begin anew, or backfill what is missing."
+            " nothing fires before. Declare the trigger under another id to begin anew; `schedule backfill` starts what"
+            " is missing."
         )
     lines += _trouble(story, schedule)
     if story.following:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -88,6 +88,18 @@ class _Due(NamedTuple):
     next_at: int
     suspended_from: int | None
     suspended_until: int | None
+
+
+class _Busy(NamedTuple):
+    """The runs of a trigger that are going, by namespace: stored ones, and those of this very settlement.
+
+    Attributes:
+        reasons: why runs were not started for that.
+    """
+
+    stored: Mapping[int, Sequence[str]]
+    fresh: dict[int, list[str]]
+    reasons: set[str]
 
 
 class _Settlement(NamedTuple):
@@ -232,7 +244,8 @@ class Scheduler:
     async def _fire(
         self, due: _Due, asked: Asked, source: CronTrigger, schedule: Schedule, planned: Plan, now: int
     ) -> _Settlement:
-        busy = await self._busy(due.no) if planned.fire and source.overlap != "allow" else {}
+        stored = await self._open_runs(due.no) if planned.fire and source.overlap != "allow" else {}
+        busy = _Busy(stored, {}, set())
         reactions: list[Reaction] = []
         slots = [slot_row(due.no, one, now) for one in planned.ranges]
         late: list[int] = []
@@ -241,7 +254,7 @@ class Scheduler:
                 late_us = now - slot.due_at - schedule.delay_us
                 reaction = self._ask(asked, source, schedule, slot, late_us, busy)
                 reactions.append(reaction)
-                outcome, reason = _outcome(reaction, late_us)
+                outcome, reason = _outcome(reaction, late_us, busy.reasons)
                 row = (due.no, slot.due_at, 0, slot.due_at, 1, outcome, now, late_us, reaction.event.no, reason)
                 slots.append(row)
                 if outcome == "FIRED":
@@ -259,17 +272,23 @@ class Scheduler:
         schedule: Schedule,
         slot: Slot,
         late_us: int,
-        busy: dict[int, list[str]],
+        busy: _Busy,
     ) -> Reaction:
         is_caught_up = late_us > ON_TIME_US and source.policy.misfire == "all"
+        stored, fresh = busy.stored, busy.fresh
 
         def skip(namespace_no: int) -> str:
-            runs = busy.get(namespace_no, [])
-            if source.overlap == "skip" and runs and not is_caught_up:
-                return f"run {runs[0]} of this trigger was still going"
-            if source.overlap == "queue" and len(runs) > WAITING_MAX:
-                return f"{WAITING_MAX} runs of this trigger wait already"
-            return ""
+            going = stored.get(namespace_no, [])
+            reason = ""
+            if source.overlap == "skip" and going and not is_caught_up:
+                reason = f"run {going[0]} of this trigger was still going"
+            elif source.overlap == "skip" and namespace_no in fresh and not is_caught_up:
+                reason = f"run {fresh[namespace_no][0]} of this trigger was started in the same moment"
+            elif source.overlap == "queue" and len(going) + len(fresh.get(namespace_no, ())) > WAITING_MAX:
+                reason = f"{WAITING_MAX} runs of this trigger wait already"
+            if reason:
+                busy.reasons.add(reason)
+            return reason
 
         event = due_event(self._store.next_no("events"), self._clock.now(), asked, schedule, slot)
         reaction = self._reactor.react(
@@ -277,10 +296,10 @@ class Scheduler:
         )
         if source.overlap != "allow":
             for run in reaction.prepared:
-                busy.setdefault(run.entry.home.namespace_no, []).append(run.run.run_id)
+                fresh.setdefault(run.entry.home.namespace_no, []).append(run.run.run_id)
         return reaction
 
-    async def _busy(self, trigger_no: int) -> dict[int, list[str]]:
+    async def _open_runs(self, trigger_no: int) -> dict[int, list[str]]:
         """Answer the open runs of a trigger by namespace: for one with `for_each` each tenant overlaps with itself."""
         found: dict[int, list[str]] = {}
         for namespace_no, run_id in await self._store.rows("open_runs_of_trigger", trigger_no):
@@ -333,7 +352,7 @@ def _store(connection: Connection, settlement: _Settlement) -> None:
     connection.executemany(QUERIES["insert_slot"], settlement.slots)
 
 
-def _outcome(reaction: Reaction, late_us: int) -> tuple[str, str]:
+def _outcome(reaction: Reaction, late_us: int, overlaps: Collection[str]) -> tuple[str, str]:
     """Answer what the ledger says of a due time whose trigger was asked."""
     judgement = reaction.judgements[0]
     reasons = reaction.refusals
@@ -341,15 +360,11 @@ def _outcome(reaction: Reaction, late_us: int) -> tuple[str, str]:
         late = f"late by {late_us / 1_000_000:.1f} s" if late_us > ON_TIME_US else ""
         partly = f"{len(reasons)} items were not started, the first: {reasons[0]}" if reasons else ""
         return "FIRED", "; ".join(filter(None, [late, partly]))
-    if reasons and all(_is_overlap(reason) for reason in reasons):
+    if reasons and all(reason in overlaps for reason in reasons):
         return "SKIPPED", reasons[0]
     if judgement.is_fault or reasons:
         return "FAILED", reasons[0] if reasons else judgement.reason
     return "FILTERED", judgement.reason
-
-
-def _is_overlap(reason: str) -> bool:
-    return "of this trigger" in reason
 
 
 def group_of(asked: Asked, source: CronTrigger) -> Group | None:

@@ -126,8 +126,11 @@ class Starter:
 
     def _complete(self, request: RunRequest) -> CreateRun:
         model, create = request.model, request.create
-        if request.queue and not self._queue_exists(request.new.namespace_no, request.queue):
-            message = f"there is no queue {request.queue!r}; `taskforgectl queue set {request.queue}` creates it"
+        queue = request.queue or model.queue
+        is_elsewhere = request.new.namespace_no != request.workflow.namespace_no  # apply has looked at home
+        if (request.queue or is_elsewhere) and not self._queue_exists(request.new.namespace_no, queue):
+            where = f" in {self._access.namespace_name(request.new.namespace_no)!r}" if is_elsewhere else ""
+            message = f"there is no queue {queue!r}{where}; `taskforgectl queue set {queue}` creates it"
             raise InvalidArgumentError(message, violations=[Violation("queue", message)])
         create = replace(
             create,
@@ -135,7 +138,7 @@ class Starter:
             namespace=self._access.namespace_name(request.new.namespace_no),
             workflow=request.workflow.name,
             version=request.version,
-            queue=request.queue or model.queue,
+            queue=queue,
             priority=model.priority if request.priority is None else request.priority,
             pins=self._pins(request) or None,
             items_max=self._items_max,

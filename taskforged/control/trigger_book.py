@@ -166,6 +166,18 @@ class TriggerBook:
 
         return Declaration(triggers, write)
 
+    def retire(self, workflow_no: int, identity: str, now: int) -> Callable[[Connection], None]:
+        """Answer what belongs into the transaction that deletes a workflow."""
+        known = [one for one in self._by_workflow.get(workflow_no, {}).values() if one.removed_at is None]
+        wall = self._clock.wall()
+
+        def write(connection: Connection) -> None:
+            for trigger in known:
+                _settle(connection, trigger.no, f"{identity}/{trigger.key}", wall, "the workflow was deleted")
+                connection.execute(QUERIES["remove_trigger"], (now, trigger.no))
+
+        return write
+
     def adopt(self, declaration: Declaration) -> None:
         """The declaration is on disk."""
         for trigger in declaration.triggers:

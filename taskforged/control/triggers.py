@@ -12,9 +12,10 @@ from taskforged.control.access import Access, Principal
 from taskforged.control.checks import INPUT_MAX, REASON_MAX, REQUEST_ID_MAX, check_text, invalid
 from taskforged.control.publishing import request_key
 from taskforged.control.reactor import Reactor
+from taskforged.control.schedules import DUE
 from taskforged.control.trigger_book import LiveTrigger, TriggerBook, change_schedules
 from taskforged.control.workflows import LiveWorkflow, Workflows
-from taskforged.engine.model import EVENT_TYPE_MAX, Json
+from taskforged.engine.model import EVENT_TYPE, EVENT_TYPE_MAX, Json
 from taskforged.errors import AlreadyExistsError, ConflictError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.jsonvalue import parse_json, to_text
 from taskforged.language.definition import CronTrigger, EventTrigger, Source
@@ -297,8 +298,11 @@ class Triggers:
 
 
 def _type_of(source: Source, wanted: FireRequest) -> str:
-    check_text("type", wanted.type, EVENT_TYPE_MAX)
+    if isinstance(source, CronTrigger) and not wanted.type:
+        return DUE
     if isinstance(source, EventTrigger):
+        if wanted.type and (len(wanted.type) > EVENT_TYPE_MAX or not EVENT_TYPE.fullmatch(wanted.type)):
+            raise invalid("type", f"{wanted.type[:80]!r} is no type of an event; write for example order.paid")
         return wanted.type or ("" if "*" in source.type else source.type)
     if wanted.type:
         raise invalid("type", "is possible only for a trigger on events")

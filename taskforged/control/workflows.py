@@ -102,6 +102,18 @@ class Workflows:
             )
         return found
 
+    def running_in(self, namespace_no: int, name: str) -> LiveWorkflow:
+        """Answer the workflow of that name of which a namespace may have runs: its own, or one that works for tenants.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        if (namespace_no, name) not in self._by_name:
+            others = [one for (_, known), one in self._by_name.items() if known == name]
+            if others:
+                return min(others, key=lambda one: one.no)
+        return self.get(namespace_no, name)
+
     def by_no(self, workflow_no: int) -> LiveWorkflow | None:
         """Answer a live workflow by its number."""
         return self._by_no.get(workflow_no)
@@ -247,13 +259,16 @@ class Workflows:
         version = VersionRecord(
             workflow.no, workflow.latest, definition.content_hash, source, definition.profile, now, by
         )
-        identity = f"{self._namespace_name(namespace_no)}/{workflow.name}"
+        identity = self._identity(workflow)
         declared = self._triggers.declare(namespace_no, workflow.no, identity, definition, is_active=workflow.active)
         await self._store.journal.execute(lambda c: _save_version(c, workflow, version, declared, is_new=known is None))
         self._keep_compiled((workflow.no, workflow.latest), definition)
         self._remember(workflow)
         self._triggers.adopt(declared)
         return Applied(workflow, version, changed=True)
+
+    def _identity(self, workflow: LiveWorkflow) -> str:
+        return f"{self._namespace_name(workflow.namespace_no)}/{workflow.name}"
 
     def _next_workflow(
         self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, now: int, by: str
@@ -301,7 +316,8 @@ class Workflows:
         async with self._applying:
             self._still(workflow)  # else its name may be another workflow's by now
             now = self._clock.now()
-            await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now))
+            retire = self._triggers.retire(workflow.no, self._identity(workflow), now)
+            await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now, retire))
             self._by_no.pop(workflow.no, None)
             self._by_name.pop((workflow.namespace_no, workflow.name), None)
             self._triggers.forget_workflow(workflow.no)
@@ -341,11 +357,13 @@ def _save_version(
     declared.write(connection)
 
 
-def _delete_workflow(connection: Connection, workflow: LiveWorkflow, now: int) -> None:
+def _delete_workflow(
+    connection: Connection, workflow: LiveWorkflow, now: int, retire: Callable[[Connection], None]
+) -> None:
     if connection.execute(QUERIES["open_runs_of_workflow"], (workflow.no,)).fetchone()[0]:
         raise FailedPreconditionError(
             f"workflow {workflow.name!r} has open runs; wait for them or cancel them first",
             metadata={"workflow": workflow.name},
         )
-    connection.execute(QUERIES["remove_triggers_of_workflow"], (now, workflow.no))
+    retire(connection)
     connection.execute(QUERIES["delete_workflow"], (now, workflow.no))

@@ -34,6 +34,7 @@ from taskforged.engine.keys import (
     split_item,
 )
 from taskforged.engine.model import (
+    EVENT_TYPE,
     EVENT_TYPE_MAX,
     RESERVED_TYPES,
     ActivitySpec,
@@ -621,7 +622,7 @@ class Advancer:
         """Publish an internal event; what records the step stores it, too."""
         name = self._value(spec.type, "the type", key)
         data = self._value(spec.data, "the data", key)
-        if not isinstance(name, str) or not 1 <= len(name) <= EVENT_TYPE_MAX or name.startswith(RESERVED_TYPES):
+        if not isinstance(name, str) or not _is_event_type(name):
             message = f"{str(name)[:80]!r} cannot be the type of an event"
             self.record(Kind.STEP_FAILED, {"error": {"code": "event_type", "message": message}}, key)
             return
@@ -739,3 +740,8 @@ def _weight(value: Json, limit: int) -> int:
         else:
             total += 8
     return total
+
+
+def _is_event_type(name: str) -> bool:
+    is_written_well = len(name) <= EVENT_TYPE_MAX and EVENT_TYPE.fullmatch(name) is not None
+    return is_written_well and not name.startswith(RESERVED_TYPES)

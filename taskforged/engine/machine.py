@@ -306,7 +306,8 @@ class _Machine(Advancer):
             self.stop_steps()  # the grace of on_cancel is over
         elif is_running and not run.cancel_requested:  # else it is being stopped already, and will be CANCELLED
             limit = self.model.timeout_s or 0.0
-            self.fail_run({"code": "run_timeout", "message": f"the run took longer than {limit:g} s"})
+            message = f"the run took longer than {limit:g} s"
+            self.fail_run({"code": "run_timeout", "message": message, "step": "", "attempts": 0})
 
     def _waited(self, key: str) -> None:
         spec = self.step_of(key).spec

@@ -10,12 +10,14 @@ the language derives it (a chain by default), so that the engine has a graph fro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
+    "EVENT_TYPE",
     "EVENT_TYPE_MAX",
     "PRIORITY",
     "RESERVED_TYPES",
@@ -244,6 +246,9 @@ class ChildSpec:
 
 EVENT_TYPE_MAX = 200
 """Characters of the type of an event."""
+
+EVENT_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_/-]*(\.[A-Za-z0-9_/-]+)*", re.ASCII)
+"""How a type is written; CloudEvents of others have capitals and slashes."""
 
 RESERVED_TYPES = ("run.", "trigger.", "schedule.", "taskforge.")
 """Types that begin so are published by the engine alone."""

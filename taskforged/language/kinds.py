@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskforged.engine.model import (
+    EVENT_TYPE,
     EVENT_TYPE_MAX,
     RESERVED_TYPES,
     ActivitySpec,
@@ -475,7 +476,7 @@ class _CheckedType:
 
 def event_type_fault(name: str) -> str | None:
     """Say why an event of this type cannot be published by anybody but Taskforge; None when it can."""
-    if not _EVENT_TYPE.match(name) or len(name) > EVENT_TYPE_MAX:
+    if not EVENT_TYPE.fullmatch(name) or len(name) > EVENT_TYPE_MAX:
         return f"{name[:80]!r} is no type of an event; write for example order.paid"
     if name.startswith(RESERVED_TYPES):
         return f"{name[:80]!r}: types that begin with {', '.join(RESERVED_TYPES)} are those of Taskforge itself"
@@ -507,7 +508,6 @@ def _build_event(values: dict[str, Any], node: MappingNode, path: str, context: 
     return PublishSpec(values["type"], values.get("data", Static({})))
 
 
-_EVENT_TYPE = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*\Z", re.ASCII)
 EVENT = Shape(
     "publish",
     {

@@ -78,7 +78,7 @@ class RunServicer(grpc_base.RunServiceServicer):
 
     async def _filter(self, request: pb.ListRunsRequest) -> tuple[RunFilter, list[Any]]:
         namespace_no = self._access.enter(caller(), request.namespace)
-        workflow_no = self._workflows.get(namespace_no, request.workflow).no if request.workflow else None
+        workflow_no = self._workflows.running_in(namespace_no, request.workflow).no if request.workflow else None
         event_no = await self._views.event_no(caller(), request.event_id) if request.event_id else None
         states = sorted({run_pb2.Run.State.Name(one).removeprefix("STATE_") for one in request.states if one})
         filters = ["runs", namespace_no, workflow_no, event_no, states]

@@ -267,7 +267,7 @@ def _place_end(home: Home, run: Run, change: RunChange, state: RunState, news: N
         "correlation_id": run.correlation_id,
     }
     if state in (RunState.FAILED, RunState.DEAD):
-        data["error"] = run.failing
+        data["error"] = {"step": "", "attempts": 0, **(run.failing or {})}
     event_id = derived_id("evt", run.ended_at, run.run_id, run.sequence)
     name = f"run.{state.value.lower()}"
     change.events.append(_publish(home, run, news, event_id, name, data, run.ended_at, "engine"))

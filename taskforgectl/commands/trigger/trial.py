@@ -38,6 +38,11 @@ _LIMIT_S = 30.0
 @click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="One of `event.headers`.")
 @click.option("--type", "kind", metavar="TYPE", default="", help="What `event.type` shall be.")
 @click.option("--at", metavar="TIME|+SPAN", help="What the present shall be. Default: now.")
+@click.option(
+    "--namespaces",
+    metavar="FILE|-",
+    help="What `for_each` sees as `namespaces`: JSON as `namespace list -o json` prints it.",
+)
 @click.option("--trigger", metavar="ID", default="", help="Only this trigger.")
 @click.pass_context
 def _test(
@@ -48,6 +53,7 @@ def _test(
     headers: Sequence[str],
     kind: str,
     at: str | None,
+    namespaces: str | None,
     trigger: str,
 ) -> None:
     """Try a definition's triggers on an event, without a daemon. Starts nothing.
@@ -62,7 +68,7 @@ def _test(
         "event": event_of(payload, headers, kind),
         "at": "" if at is None else parse_time(at, "--at", dt.datetime.now(dt.UTC)).ToJsonString(),
         "trigger": trigger,
-        "namespaces": [],
+        "namespaces": [] if namespaces is None else _namespaces(read_text(namespaces)),
     }
     verdict = _ask(question)
     if not verdict.get("ok"):
@@ -70,6 +76,20 @@ def _test(
     matched = [one for one in verdict["triggers"] if one["matched"]]
     _show(settings, verdict, matched)
     context.exit(0 if matched else EXIT_FAILED)
+
+
+def _namespaces(text: str) -> list[Item]:
+    """Answer namespaces with their labels.
+
+    Raises:
+        CliError: it is not a list of them.
+    """
+    try:
+        found = json.loads(text)
+        return [{"name": str(one["name"]), "labels": dict(one.get("labels") or {})} for one in found]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        hint = 'write it like [{"name": "acme", "labels": {"plan": "pro"}}]'
+        raise CliError("--namespaces is no JSON list of namespaces", hint=hint, code=EXIT_USAGE) from None
 
 
 def _show(settings: Settings, verdict: Item, matched: Sequence[Item]) -> None:

@@ -17,9 +17,6 @@ UPDATE triggers SET kind = ?, address = ?, removed_at = NULL, profile = ?, sched
 -- remove_trigger --
 UPDATE triggers SET removed_at = ?, next_at = NULL WHERE no = ?
 
--- remove_triggers_of_workflow --
-UPDATE triggers SET removed_at = ?, next_at = NULL WHERE workflow_no = ? AND removed_at IS NULL
-
 -- pause_trigger --
 UPDATE triggers SET paused_at = ?, paused_by = ?, pause_reason = ? WHERE no = ? AND paused_at IS NULL
 
