@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from taskforged.clock import Clock
+from taskforged.control.trigger_book import TriggerBook
 from taskforged.control.workflows import Workflows
 from taskforged.engine.graph import LABEL_MAX, Edge, EdgeKind, graph_of
 from taskforged.errors import InvalidArgumentError, NotFoundError
@@ -246,7 +247,8 @@ async def test_the_control_plane_answers_graphs(tmp_path):
     store = Store(tmp_path / "t.db")
     await store.start()
     try:
-        workflows = Workflows(store, Clock())
+        clock = Clock()
+        workflows = Workflows(store, clock, TriggerBook(store, clock), str)
         await workflows.apply(1, SOURCE, "me")
         await workflows.apply(1, SOURCE.replace("5s", "6s"), "me")
         labels = {number: nodes(await workflows.graph(1, "deploy", number))["pause"].label for number in (0, 1, 2)}
