@@ -306,6 +306,8 @@ def _record(one: Asked, judgement: Judgement, items: Sequence[Mapping[str, Any]]
         "reason": reason,
         "run_id": started[0] if started else "",
     }
+    if not one.is_proved:
+        record["unproved"] = True  # a replay must not do what the sender could not
     if judgement.clause:
         record |= {"clause": judgement.clause, "values": dict(judgement.values)}
     if judgement.has_items:

@@ -138,7 +138,7 @@ class Replays:
             return known
         triggers = self._triggers(original, wanted)
         asked = [one for one in [await self._reactor.asked(trigger) for trigger in triggers] if one is not None]
-        reaction = self._reactor.react(event, asked)
+        reaction = self._reactor.react(event, asked if wanted.trigger else _refused_again(original, asked))
         stored = reaction.event if asked else reaction.event._replace(outcome="UNMATCHED")
         if wanted.trigger and len(asked) == 1:
             stored = stored._replace(addressee=_name(asked[0]))
@@ -227,6 +227,20 @@ class Replays:
         if original.source == "webhook":
             return self._book.on_path(original.namespace_no, original.path)
         return self._book.on_type(original.namespace_no, original.type)
+
+
+def _refused_again(original: EventRow, asked: Sequence[Asked]) -> list[Asked]:
+    """Refuse for the triggers to which the sender was not proved: other triggers of the path took the event."""
+    unproved = {
+        (one["workflow"], one["trigger"]): one["reason"]
+        for one in load_stored(original.verdicts)
+        if one.get("unproved")
+    }
+    reasons = [unproved.get((one.workflow.name, one.trigger.key)) for one in asked]
+    return [
+        one if reason is None else one._replace(refusal=reason, is_proved=False)
+        for one, reason in zip(asked, reasons, strict=True)
+    ]
 
 
 def _name(asked: Asked) -> str:
