@@ -129,6 +129,7 @@ class Daemon:
         stack.push_async_callback(parts.timers.stop)
         await parts.consumer.start()
         stack.push_async_callback(parts.consumer.stop)
+        await parts.scheduler.start()
         await parts.cron.start()
         stack.push_async_callback(parts.cron.stop)
         self.info.http = await self._start_http(parts.http)

@@ -64,6 +64,7 @@ class Parts:
     feed: Feed
     rpc: RpcServer
     http: WebhookListener
+    scheduler: Scheduler
     cron: CronScan
     consumer: EventConsumer
     executors: Sequence[StepExecutor]
@@ -128,6 +129,7 @@ def build(config: Config, clock: Clock, store: Store, info: Info, master_key: by
         feed=base.feed,
         rpc=RpcServer(controls),
         http=_build_http(base, host, reactions, controls),
+        scheduler=reactions.scheduler,
         cron=reactions.cron,
         consumer=reactions.consumer,
         executors=host.executors,

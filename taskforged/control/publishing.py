@@ -32,7 +32,9 @@ __all__ = ["EventBus", "Publication", "request_key"]
 _log = structlog.get_logger(__name__)
 
 SUBJECT_MAX = 1024
-PORTION = 200
+PORTION = 50
+"""Events that are read at once: each may have a megabyte."""
+
 RETRY_S = 1.0
 
 
@@ -146,16 +148,17 @@ class EventBus:
         """
         self._wake.clear()
         after = 0
+        failure: BaseException | None = None
         while rows := await self._store.rows("pending_events", after, PORTION):
             events = [EventRow(*row) for row in rows]
             results = await asyncio.gather(*[await self._begin(event) for event in events], return_exceptions=True)
-            failed = [error for error in results if isinstance(error, BaseException)]
-            if failed:
-                self._wake.set()
-                raise failed[0]
-            after = events[-1].no
+            failure = next((error for error in results if isinstance(error, BaseException)), failure)
+            after = events[-1].no  # on, and not again from the start: what has no room must not hold up all others
             if len(rows) < PORTION:
-                return
+                break
+        if failure is not None:
+            self._wake.set()
+            raise failure
 
     async def _begin(self, event: EventRow) -> asyncio.Future[None]:
         """Decide an event now, in its order; answers the future of its being written."""

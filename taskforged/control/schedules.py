@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zoneinfo
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -19,7 +22,7 @@ from taskforged.clock import Clock, new_id
 from taskforged.control.access import Access
 from taskforged.control.pressure import Pressure
 from taskforged.control.reactor import Asked, Group, Reaction, Reactor
-from taskforged.control.trigger_book import TriggerBook, slot_row
+from taskforged.control.trigger_book import TriggerBook, schedule_text, slot_row
 from taskforged.engine.model import Json
 from taskforged.errors import ConflictError, TaskforgeError
 from taskforged.language.definition import CronTrigger
@@ -29,7 +32,7 @@ from taskforged.store.rows import internal_event
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Row, Store
 
-__all__ = ["DUE", "Lateness", "Scheduler", "due_event", "group_of"]
+__all__ = ["DUE", "Lateness", "Scheduler", "due_event", "group_of", "zone_data_version"]
 
 _log = structlog.get_logger(__name__)
 
@@ -50,14 +53,28 @@ ON_TIME_US = 5_000_000
 WAITING_MAX = 100
 """Runs of one trigger that `overlap: queue` lets wait."""
 
-RETRY_S = 1.0
-"""Pause before a trigger is tried again that could not be settled."""
+RETRY_S, RETRY_S_MAX = 1.0, 60.0
+"""Pause before a trigger is tried again that could not be settled; it doubles each time, up to the second figure."""
 
 LOOK_AGAIN_S = 1.0
 """How soon a wall clock that was set forward is noticed. Costs one comparison."""
 
 _BATCH_S = 0.02
 """Time that a round spends before it lets others have the loop."""
+
+
+_TZDATA = "tzdata"
+
+
+def zone_data_version() -> str:
+    """Answer which release of the time zone database is in use, for example `2026a`."""
+    for folder in zoneinfo.TZPATH:
+        try:
+            with Path(folder, "tzdata.zi").open(encoding="ascii") as file:
+                return file.readline(100).removeprefix("# version ").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return f"tzdata {version('tzdata')}"
 
 
 class Lateness:
@@ -88,6 +105,7 @@ class _Due(NamedTuple):
     next_at: int
     suspended_from: int | None
     suspended_until: int | None
+    schedule: str
 
 
 class _Busy(NamedTuple):
@@ -134,10 +152,24 @@ class Scheduler:
         self._reactor = reactor
         self._pressure = pressure
         self._held: dict[int, float] = {}
+        self._pauses: dict[int, float] = {}
         self._next_at: int | None = None
         self._stale = True
         self.lateness = Lateness()
         self.on_published: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Plan all schedules anew when the time zone data is not that of the last start: a zone may have new rules."""
+        release = await asyncio.to_thread(zone_data_version)
+        if await self._store.value("meta", _TZDATA) == release:
+            return
+        wall = self._clock.wall()
+
+        def replan(connection: Connection) -> None:
+            connection.execute(QUERIES["replan_schedules"], (wall,))
+            connection.execute(QUERIES["set_meta"], (_TZDATA, release))
+
+        await self._store.journal.execute(replan)
 
     def look_again(self) -> None:
         """The table of triggers has changed: what is due next is not known any more."""
@@ -211,13 +243,16 @@ class Scheduler:
             _log.warning("schedule.not_written", trigger_no=settlement.due.no, error=error.message)
             self._hold(settlement.due)
         else:
+            self._pauses.pop(settlement.due.no, None)
             for late in settlement.late_us:
                 self.lateness.add(late)
             if any(row.outcome == "PENDING" for row in settlement.news):
                 self.on_published()
 
     def _hold(self, due: _Due) -> None:
-        self._held[due.no] = time.monotonic() + RETRY_S
+        pause_s = min(2 * self._pauses.get(due.no, RETRY_S / 2), RETRY_S_MAX)
+        self._pauses[due.no] = pause_s
+        self._held[due.no] = time.monotonic() + pause_s
 
     # --- one trigger -------------------------------------------------------------------------------------------------
 
@@ -227,6 +262,9 @@ class Scheduler:
         asked = None if trigger is None else await self._reactor.asked(trigger)
         if trigger is None or asked is None or not isinstance(asked.source, CronTrigger):
             self._hold(due)  # another version is being applied
+            return None
+        if asked.refusal or schedule_text(asked.source) != due.schedule:
+            self._hold(due)  # the table knows already what memory does not: a resumption, a new schedule
             return None
         schedule = asked.source.schedule(self._identity(asked))
         now = self._clock.wall()

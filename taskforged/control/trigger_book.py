@@ -20,7 +20,7 @@ from taskforged.schedule import PROFILE, Policy, Range, Schedule, jitter_us, par
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Row, Store
 
-__all__ = ["Declaration", "LiveTrigger", "TriggerBook", "change_schedules", "next_fire", "slot_row"]
+__all__ = ["Declaration", "LiveTrigger", "TriggerBook", "change_schedules", "next_fire", "schedule_text", "slot_row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def _address(source: Source) -> str:
 # --- in the connection's thread --------------------------------------------------------------------------------------
 
 
-def _schedule_text(source: Source) -> str:
+def schedule_text(source: Source) -> str:
     """Answer what the due times of a trigger depend on."""
     if not isinstance(source, CronTrigger):
         return ""
@@ -240,7 +240,7 @@ def _write(
     *,
     is_active: bool,
 ) -> None:
-    text = _schedule_text(source)
+    text = schedule_text(source)
     profile = PROFILE if text else ""
     is_free = is_active and after.paused_at is None
     next_at = next_fire(_schedule_from(text, identity), wall) if text and is_free else None

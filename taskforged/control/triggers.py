@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -16,7 +15,14 @@ from taskforged.control.schedules import DUE
 from taskforged.control.trigger_book import LiveTrigger, TriggerBook, change_schedules
 from taskforged.control.workflows import LiveWorkflow, Workflows
 from taskforged.engine.model import EVENT_TYPE, EVENT_TYPE_MAX, Json
-from taskforged.errors import AlreadyExistsError, ConflictError, InvalidArgumentError, NotFoundError, Violation
+from taskforged.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidArgumentError,
+    NotFoundError,
+    TaskforgeError,
+    Violation,
+)
 from taskforged.jsonvalue import parse_json, to_text
 from taskforged.language.definition import CronTrigger, EventTrigger, Source
 from taskforged.schedule import Schedule, local_text, slots_after, utc_text
@@ -100,7 +106,6 @@ class Triggers:
         self._book = book
         self._reactor = reactor
         self._on_published = on_published
-        self._changing = asyncio.Lock()  # so that memory follows the order of the commits
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -167,18 +172,23 @@ class Triggers:
     async def pause(self, principal: Principal, found: Identified, reason: str) -> Identified:
         """Let a trigger start nothing. Idempotent: the first pause stands."""
         check_text("reason", reason, REASON_MAX)
-        async with self._changing:
+        async with self._workflows.changing:
             trigger = self._still(found)
             if trigger.paused_at is None:
                 now = self._clock.now()
                 changed = replace(trigger, paused_at=now, paused_by=principal.token_id, pause_reason=reason)
-                await self._change(found, changed, principal, "trigger.paused", is_free=False)
+                self._book.remember(changed)  # before the commit: what is decided from here on may be written behind it
+                try:
+                    await self._change(found, changed, principal, "trigger.paused", is_free=False)
+                except TaskforgeError:
+                    self._book.remember(trigger)
+                    raise
                 return found._replace(trigger=changed)
         return found._replace(trigger=trigger)
 
     async def resume(self, principal: Principal, found: Identified) -> Identified:
         """End a pause. Idempotent. What fell due meanwhile is settled by the next scan, at once."""
-        async with self._changing:
+        async with self._workflows.changing:
             trigger = self._still(found)
             if trigger.paused_at is not None:
                 changed = replace(trigger, paused_at=None, paused_by="", pause_reason="")

@@ -17,7 +17,14 @@ from taskforged.clock import Clock, new_id
 from taskforged.control.trigger_book import Declaration, TriggerBook, change_schedules
 from taskforged.engine.graph import Graph, graph_of
 from taskforged.engine.model import Json, WorkflowModel
-from taskforged.errors import ConflictError, FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
+from taskforged.errors import (
+    ConflictError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    TaskforgeError,
+    Violation,
+)
 from taskforged.jsonvalue import load_stored, to_text
 from taskforged.language import compile_definition
 from taskforged.language.definition import Definition
@@ -77,7 +84,7 @@ class Workflows:
         self._by_no: dict[int, LiveWorkflow] = {}
         self._by_name: dict[tuple[int, str], LiveWorkflow] = {}
         self._compiled: OrderedDict[tuple[int, int], Definition] = OrderedDict()
-        self._applying = asyncio.Lock()
+        self.changing = asyncio.Lock()  # also held for pauses, so that memory follows the order of the commits
         self.queue_exists: Callable[[int, str], bool] = lambda _, __: True
 
     async def start(self) -> None:
@@ -214,7 +221,7 @@ class Workflows:
         """
         definition = compile_definition(source)
         self._check_surroundings(namespace_no, definition)
-        async with self._applying:  # so that two equal definitions at once make one version
+        async with self.changing:  # so that two equal definitions at once make one version
             known = self._by_name.get((namespace_no, definition.name))
             if known is not None:
                 newest = await self.version(known, 0)
@@ -291,8 +298,9 @@ class Workflows:
         """Switch a workflow's triggers on or off. Idempotent."""
         if workflow.active == active:
             return workflow
-        async with self._applying:
-            changed = replace(self._still(workflow), active=active, updated_at=self._clock.now())
+        async with self.changing:
+            before = self._still(workflow)
+            changed = replace(before, active=active, updated_at=self._clock.now())
             row = (int(active), changed.updated_at, workflow.no)
             crons = [t.no for t in self._triggers.of_workflow(workflow.no) if t.kind == "cron" and not t.paused_at]
             wall = self._clock.wall()
@@ -301,7 +309,13 @@ class Workflows:
                 connection.execute(QUERIES["set_active"], row)
                 change_schedules(connection, crons, wall, is_free=active)
 
-            await self._store.journal.execute(write)
+            if not active:  # before the commit: what is decided from here on may be written behind it
+                self._remember(changed)
+            try:
+                await self._store.journal.execute(write)
+            except TaskforgeError:
+                self._remember(before)
+                raise
             self._remember(changed)
             self._triggers.on_schedule()
         return changed
@@ -313,7 +327,7 @@ class Workflows:
             NotFoundError: it was deleted meanwhile.
             FailedPreconditionError: it has open runs.
         """
-        async with self._applying:
+        async with self.changing:
             self._still(workflow)  # else its name may be another workflow's by now
             now = self._clock.now()
             retire = self._triggers.retire(workflow.no, self._identity(workflow), now)

@@ -35,7 +35,7 @@ WHERE no = ? AND kind = 'cron'
 UPDATE triggers SET next_at = ?, suspended_until = ? WHERE no = ? AND kind = 'cron' AND suspended_until IS NULL
 
 -- due_triggers --
-SELECT no, workflow_no, key, cursor, next_at, suspended_from, suspended_until FROM triggers
+SELECT no, workflow_no, key, cursor, next_at, suspended_from, suspended_until, schedule FROM triggers
 WHERE next_at <= ? AND (next_at, no) > (?, ?) ORDER BY next_at, no LIMIT ?
 
 -- count_due_triggers --
@@ -68,3 +68,13 @@ SELECT DISTINCT due_at FROM schedule_slots WHERE trigger_no = ? AND due_at >= ? 
 
 -- upcoming_triggers --
 SELECT next_at, no FROM triggers WHERE next_at IS NOT NULL ORDER BY next_at, no LIMIT ?
+
+-- replan_schedules --
+-- The scan finds nothing due that was not, and sets the next time by the rules of today.
+UPDATE triggers SET next_at = min(next_at, ?) WHERE next_at IS NOT NULL
+
+-- meta --
+SELECT value FROM meta WHERE key = ?
+
+-- set_meta --
+INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value
