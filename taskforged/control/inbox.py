@@ -273,7 +273,10 @@ class WebhookInbox:
     async def _accept(self, proven: _Proven) -> _Accepted:
         event = self._row(proven.namespace_no, proven.delivery, proven.asked, verification=proven.scheme)
         event = event._replace(delivery_id=proven.sent.text)
-        reaction = self._reactor.react(event, proven.asked)
+        asked = [
+            self._reactor.again(one, self._triggers.find(one.workflow.no, one.trigger.key)) for one in proven.asked
+        ]
+        reaction = self._reactor.react(event, asked)
         stored = reaction.event
         await self._reactor.write([reaction], lambda connection: insert_event(connection, stored, proven.key))
         receipt = Receipt(202, {"event_id": event.id, "outcome": stored.outcome, "run_ids": reaction.run_ids})

@@ -115,6 +115,15 @@ class Reactor:
             return None  # another version was applied just now
         return Asked(trigger, workflow, definition, source, _resting(trigger, workflow))
 
+    def again(self, one: Asked, trigger: LiveTrigger | None) -> Asked:
+        """Answer what was asked before something was waited for, with a pause or a removal that came meanwhile."""
+        if one.refusal:
+            return one
+        workflow = self._workflows.by_no(one.workflow.no)
+        if trigger is None or workflow is None:
+            return one._replace(refusal="the trigger was removed just now")
+        return one._replace(refusal=_resting(trigger, workflow))
+
     def react(
         self,
         event: EventRow,
