@@ -235,7 +235,7 @@ class Load:
             pause = trigger_service_pb2.PauseTriggerRequest(**named, reason="to look")
             await self._insist(lambda r=pause: stub.PauseTrigger(r, timeout=10))
             since = time.time()
-            await asyncio.sleep(self._chance.uniform(0.0, 2.5))
+            await asyncio.sleep(self._chance.choice([0.1, 1.0, 2.5, 9.0]))
             self.pauses.append(Pause(workflow, trigger, since, time.time()))
             resume = trigger_service_pb2.ResumeTriggerRequest(**named)
             await self._insist(lambda r=resume: stub.ResumeTrigger(r, timeout=10))
