@@ -26,7 +26,7 @@ from taskforged.control.trigger_book import TriggerBook, schedule_text, slot_row
 from taskforged.engine.model import Json
 from taskforged.errors import ConflictError, TaskforgeError
 from taskforged.language.definition import CronTrigger
-from taskforged.schedule import Plan, Schedule, Slot, local_text, plan, utc_text
+from taskforged.schedule import Plan, Range, Schedule, Slot, local_text, plan, utc_text
 from taskforged.store.events import EventRow, insert_event
 from taskforged.store.rows import internal_event
 from taskforged.store.sql import QUERIES
@@ -273,7 +273,8 @@ class Scheduler:
         planned = plan(
             schedule, asked.source.policy, cursor=due.cursor, now=now, suspended=suspended, on_time_us=ON_TIME_US
         )
-        return await self._fire(due, asked, asked.source, schedule, _portion(planned, schedule, now), now)
+        planned = _portion(_coalesced(planned, asked.source), schedule, now)
+        return await self._fire(due, asked, asked.source, schedule, planned, now)
 
     def _identity(self, asked: Asked) -> str:
         namespace = self._access.namespace_name(asked.workflow.namespace_no)
@@ -320,7 +321,7 @@ class Scheduler:
             reason = ""
             if source.overlap == "skip" and going and not is_caught_up:
                 reason = f"run {going[0]} of this trigger was still going"
-            elif source.overlap == "skip" and namespace_no in fresh and not is_caught_up:
+            elif source.overlap == "skip" and namespace_no in fresh and source.policy.misfire != "all":
                 reason = f"run {fresh[namespace_no][0]} of this trigger was started in the same moment"
             elif source.overlap == "queue" and len(going) + len(fresh.get(namespace_no, ())) > WAITING_MAX:
                 reason = f"{WAITING_MAX} runs of this trigger wait already"
@@ -366,6 +367,15 @@ class Scheduler:
         return [
             internal_event(*(no, new_id("evt", at), namespace_no, MISSED, data, at), source="engine", outcome=outcome)
         ]
+
+
+def _coalesced(planned: Plan, source: CronTrigger) -> Plan:
+    """Leave the newest of several due times that came at once, where only one of them could start a run anyway."""
+    if source.policy.misfire != "latest" or source.overlap != "skip" or len(planned.fire) < 2:
+        return planned
+    reason = "several were due at once, and the newest stands for all"
+    older = [Range(one.due_at, one.due_at, 1, "COALESCED", reason) for one in planned.fire[:-1]]
+    return planned._replace(fire=planned.fire[-1:], ranges=[*planned.ranges, *older])
 
 
 def _portion(planned: Plan, schedule: Schedule, now: int) -> Plan:
