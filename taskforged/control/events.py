@@ -84,7 +84,8 @@ class Events:
 
     async def page(self, wanted: EventFilter, limit: int) -> Sequence[EventView]:
         """Answer up to `limit` events without headers, query and body."""
-        return [EventView(row, runs_of_verdicts(row.verdicts)) for row in await self._events.page(wanted, limit)]
+        rows = await self._events.page(wanted, limit)
+        return [EventView(row, runs_of_verdicts(row.verdicts), await self._runs.id_of(row.run_no)) for row in rows]
 
     async def explain(self, principal: Principal, event_id: str) -> EventStory:
         """Answer why an event did or did not start runs.
