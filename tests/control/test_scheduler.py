@@ -76,6 +76,7 @@ class World:
         await self.base.workflows.start()
         self.boots += 1
         await self.host.runner.start(self.boots)
+        await self.parts.scheduler.start()
         return self
 
     async def stop(self):
@@ -890,6 +891,26 @@ async def test_overlap_skip_does_not_skip_what_is_caught_up(world):
     assert (await world.outcomes())[-1] == ("SKIPPED", 1)
 
 
+@pytest.mark.parametrize(
+    ("misfire", "outcomes", "reason"),
+    [
+        ("latest", ["COALESCED", "COALESCED", "FIRED"], "the newest stands for all"),
+        ("skip", ["FIRED", "SKIPPED", "SKIPPED"], "in the same moment"),
+        ("all", ["FIRED", "FIRED", "FIRED"], ""),
+    ],
+)
+async def test_overlap_skip_and_several_due_times_that_come_at_once(world, misfire, outcomes, reason):
+    await world.cron("* * * * * *", LASTING, seconds=True, misfire=misfire, overlap="skip")
+    await world.after(3 * SECOND)
+    slots = await world.slots()
+    assert [one.outcome for one in slots] == outcomes
+    assert len(await world.runs()) == outcomes.count("FIRED")
+    assert reason in slots[1].reason
+    await world.after(SECOND)
+    assert [one.outcome for one in await world.slots()][3:] == ["SKIPPED"]
+    await world.whole(step=SECOND)
+
+
 async def test_overlap_queue_lets_them_follow_one_another_up_to_a_bound(world, monkeypatch):
     monkeypatch.setattr(schedules, "WAITING_MAX", 3)
     await world.cron("* * * * *", LASTING, overlap="queue")
@@ -1111,6 +1132,27 @@ async def test_a_machine_that_is_off_while_the_clocks_change_catches_up_each_onc
     assert [local("Europe/Berlin", at) for at in await world.fired()] == ["25 02:30+0200", "26 02:30+0100"]
     both = [local("Europe/Berlin", at) for at in await world.fired("both")]
     assert both == ["25 02:30+0200", "25 02:30+0100", "26 02:30+0100"]
+
+
+async def test_new_zone_data_plan_all_schedules_anew_and_fire_nothing(world):
+    await world.cron("30 2 * * *", timezone="Europe/Berlin", misfire="skip")
+    await world.cron("0 * * * *", name="p", misfire="skip")
+    await world.pause("p")
+    later = utc(2027, 1, 1)
+
+    def forge(connection):
+        connection.execute("UPDATE meta SET value = '1999z' WHERE key = 'tzdata'")
+        connection.execute("UPDATE triggers SET next_at = ? WHERE next_at IS NOT NULL", (later,))
+
+    await world.store.journal.execute(forge)
+    await world.restart()
+    await world.scan()
+    assert await world.rows("SELECT next_at FROM triggers ORDER BY no") == [(utc(2026, 3, 3, 1, 30),), (None,)]
+    assert await world.slots() == []
+    await world.store.journal.execute(lambda c: c.execute("UPDATE triggers SET next_at = ? WHERE no = 1", (later,)))
+    await world.restart()
+    await world.scan()
+    assert (await world.rows("SELECT next_at FROM triggers WHERE no = 1")) == [(later,)], "only when they have changed"
 
 
 # --- asked and refused -----------------------------------------------------------------------------------------------
