@@ -15,6 +15,7 @@ import structlog
 from taskforged.clock import Clock
 from taskforged.engine.events import TimerFired
 from taskforged.errors import FailedPreconditionError, NotFoundError, TaskforgeError
+from taskforged.host.loop import Loop
 from taskforged.host.runner import Runner
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Row, Store
@@ -33,52 +34,31 @@ _FAILURE_PAUSE_S = 1.0
 _BEGINNING = (-1, 0, 0)
 
 
-class Timers:
+class Timers(Loop):
     """The timer service."""
 
     def __init__(self, *, store: Store, clock: Clock, runner: Runner) -> None:
+        super().__init__("timers", self._look)
         self._store = store
         self._clock = clock
         self._runner = runner
-        self._wake = asyncio.Event()
         self._next = 0
-        self._task: asyncio.Task[None] | None = None
         runner.on_timer = self._on_timer
-
-    async def start(self) -> None:
-        """Begin to look. Idempotent."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="timers")
-
-    async def stop(self) -> None:
-        """End. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     def _on_timer(self, at: int) -> None:
         """A timer was set for `at`."""
         if at < self._next:
             self._next = at
-            self._wake.set()
+            self.wake()
 
-    async def _run(self) -> None:
+    async def _look(self) -> None:
         while True:
             try:
                 pause_s = await self.run_once()
             except Exception as error:  # noqa: BLE001  task boundary: without it a passing fault would stop all timers
                 _log.error("timers.failed", error=str(error))
                 pause_s = _FAILURE_PAUSE_S
-            await self._sleep(pause_s)
-
-    async def _sleep(self, pause_s: float) -> None:
-        try:
-            async with asyncio.timeout(pause_s):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
+            await self.sleep(pause_s)
 
     async def run_once(self) -> float:
         """Fire what is due and answer how long to sleep, in seconds."""

@@ -8,32 +8,21 @@ import structlog
 
 from taskforged.control.publishing import RETRY_S, EventBus
 from taskforged.errors import TaskforgeError
+from taskforged.host.loop import Loop
 
 __all__ = ["EventConsumer"]
 
 _log = structlog.get_logger(__name__)
 
 
-class EventConsumer:
+class EventConsumer(Loop):
     """Asks for ever; what could not be decided or written is tried again."""
 
     def __init__(self, bus: EventBus) -> None:
+        super().__init__("internal events", self._ask)
         self._bus = bus
-        self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Begin to ask. Idempotent."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="internal events")
-
-    async def stop(self) -> None:
-        """End; what is being written is written or not, as a whole. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-
-    async def _run(self) -> None:
+    async def _ask(self) -> None:
         while True:
             await self._bus.wait_news()
             try:
