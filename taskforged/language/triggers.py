@@ -249,7 +249,7 @@ class _Items:
         names = context.names({"namespaces"})
         templates = context.templates
         if isinstance(node, SequenceNode):
-            return ForEach(templates.tree(node, path, names), is_namespaces=False)
+            return ForEach(templates.tree(node, path, context.names()), is_namespaces=False)
         if not isinstance(node, ScalarNode) or not isinstance(node.value, str):
             context.problem(node, path, "must be an expression that answers a list, for example event.body.commits")
             return None
@@ -261,12 +261,18 @@ class _Items:
             if found is None:
                 return None
             expression = found
-        words = [token[0] for token in TOKEN.finditer(node.text)]
         labels = frozenset(found[1] or found[2] for found in _LABEL.finditer(node.text))
-        return ForEach(expression, is_namespaces="namespaces" in words, labels=labels)
+        return ForEach(expression, is_namespaces=_reads_namespaces(node.text), labels=labels)
 
     def schema(self, defs: dict[str, Schema]) -> Schema:
         return {"anyOf": [{"type": "string"}, {"type": "array"}]}
+
+
+def _reads_namespaces(text: str) -> bool:
+    """Whether an expression reads the variable `namespaces`, and not a field of that name of something else."""
+    words = [token[0] for token in TOKEN.finditer(text) if not token[0].isspace()]
+    places = [at for at, word in enumerate(words) if word == "namespaces"]
+    return any(words[max(0, at - 1)] != "." and words[max(0, at - 2) : at] != [".", "?"] for at in places)
 
 
 # --- a trigger -------------------------------------------------------------------------------------------------------
