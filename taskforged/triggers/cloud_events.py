@@ -22,6 +22,7 @@ from taskforged.errors import (
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     UnauthenticatedError,
 )
 from taskforged.jsonvalue import load_stored, parse_json, to_text
@@ -52,13 +53,16 @@ class EventGateway:
         """
         try:
             principal, namespace_no = self._admit(delivery, Role.TRIGGER)
+        except (UnauthenticatedError, PermissionDeniedError, NotFoundError) as error:
+            return _denied(error)
+        try:
             content_type = delivery.headers.get("content-type", "")
             found = parse_cloud_events(content_type, delivery.headers, delivery.body, _parse)
             wanted = [_publication(one, index, len(found)) for index, one in enumerate(found)]
+        except ResourceExhaustedError as error:  # too large as JSON: it would not fit later either
+            return _refused(413, "too_large", error.message)
         except (InvalidArgumentError, ValueError) as error:
             return _refused(400, "invalid_event", str(error))
-        except (UnauthenticatedError, PermissionDeniedError, NotFoundError) as error:
-            return _denied(error)
         rows = [await self._bus.publish_foreign(principal, namespace_no, one) for one in wanted]
         return Receipt(202, {"event_ids": [row.id for row in rows]})
 
@@ -72,7 +76,7 @@ class EventGateway:
                     return _refused(404, "not_found", f"there is no event {delivery.path!r}")
                 return Receipt(200, cloud_event_json(self._produced(row)), {"Content-Type": ONE})
             limit = delivery.query.get("limit", "50")
-            if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit[:4]) <= _BATCH_MAX:
+            if not limit.isascii() or not limit.isdigit() or len(limit) > 3 or not 1 <= int(limit) <= _BATCH_MAX:
                 return _refused(400, "invalid_argument", f"limit must be from 1 to {_BATCH_MAX}")
             wanted = EventFilter(namespace_no, type=delivery.query.get("type", ""), sources=("internal", "engine"))
             views = await self._events.page(wanted, int(limit))
@@ -95,8 +99,7 @@ class EventGateway:
         """Answer an event as a CloudEvent; its id is ours, which is unique for the source."""
         headers: Mapping[str, str] = load_stored(row.headers)
         content_type = headers.get("content-type", row.content_type)
-        data, encoding = decode(content_type, row.body, load_stored)
-        is_json = encoding in {"json", "empty"}
+        data, is_json = _data(content_type, row.body)
         namespace = self._access.namespace_name(row.namespace_no)
         return CloudEvent(
             id=row.id,
@@ -104,15 +107,28 @@ class EventGateway:
             type=row.type or f"taskforge.{row.source}",
             subject=row.subject,
             time=rfc3339(row.created_at),
-            data=data if is_json else _base64(row.body),
-            datacontenttype="application/json" if is_json else content_type,
+            data=data,
+            datacontenttype="application/json" if is_json else _binary_type(content_type),
             dataschema="",
             extensions={"taskforgesource": row.source, "taskforgeoutcome": row.outcome},
         )
 
 
-def _base64(body: bytes) -> str:
-    return base64.b64encode(body).decode()
+def _data(content_type: str, body: bytes) -> tuple[Any, bool]:
+    """Answer a body as JSON, or else in base64, and which of both it is."""
+    try:
+        data, encoding = decode(content_type, body, load_stored)
+    except ValueError:  # refused for that
+        data, encoding = None, "base64"
+    is_json = encoding in {"json", "empty"}
+    return (data if is_json else base64.b64encode(body).decode()), is_json
+
+
+def _binary_type(content_type: str) -> str:
+    """Answer the type of what is given in base64; to readers a JSON type would say that it is JSON."""
+    media = content_type.partition(";")[0].strip().lower()
+    is_plain = "/" in media and not media.endswith(("/json", "+json"))
+    return content_type if is_plain else "application/octet-stream"
 
 
 def _parse(raw: bytes) -> Any:
