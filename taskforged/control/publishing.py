@@ -148,12 +148,18 @@ class EventBus:
         """
         self._wake.clear()
         after = 0
+        full: set[int] = set()
         failure: BaseException | None = None
-        while rows := await self._store.rows("pending_events", after, PORTION):
+        while rows := await self._store.rows("pending_events", after, to_text(sorted(full)), PORTION):
             events = [EventRow(*row) for row in rows]
-            results = await asyncio.gather(*[await self._begin(event) for event in events], return_exceptions=True)
-            failure = next((error for error in results if isinstance(error, BaseException)), failure)
-            after = events[-1].no  # on, and not again from the start: what has no room must not hold up all others
+            # One event of a namespace without room is enough to know it: the others wait unread, and hold up nobody.
+            begun = [(event, await self._begin(event)) for event in events if event.namespace_no not in full]
+            results = await asyncio.gather(*(future for _, future in begun), return_exceptions=True)
+            for (event, _), error in zip(begun, results, strict=True):
+                if isinstance(error, BaseException):
+                    failure = error
+                    full.add(event.namespace_no)
+            after = events[-1].no
             if len(rows) < PORTION:
                 break
         if failure is not None:
@@ -175,8 +181,10 @@ class EventBus:
         return asyncio.ensure_future(self._write(reaction))
 
     async def _ask(self, event: EventRow) -> Reaction:
-        asked = [await self._reactor.asked(one) for one in self._triggers.on_type(event.namespace_no, event.type)]
-        reaction = self._reactor.react(event, [one for one in asked if one is not None])
+        found = [await self._reactor.asked(one) for one in self._triggers.on_type(event.namespace_no, event.type)]
+        asked = [one for one in found if one is not None]
+        now = [self._reactor.again(one, self._triggers.find(one.workflow.no, one.trigger.key)) for one in asked]
+        reaction = self._reactor.react(event, now)
         if reaction.judgements:
             return reaction
         return reaction._replace(event=reaction.event._replace(outcome="UNMATCHED"))

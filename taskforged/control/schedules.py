@@ -24,7 +24,7 @@ from taskforged.control.pressure import Pressure
 from taskforged.control.reactor import Asked, Group, Reaction, Reactor
 from taskforged.control.trigger_book import TriggerBook, schedule_text, slot_row
 from taskforged.engine.model import Json
-from taskforged.errors import ConflictError, TaskforgeError
+from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
 from taskforged.language.definition import CronTrigger
 from taskforged.schedule import Plan, Range, Schedule, Slot, local_text, plan, utc_text
 from taskforged.store.events import EventRow, insert_event
@@ -54,7 +54,8 @@ WAITING_MAX = 100
 """Runs of one trigger that `overlap: queue` lets wait."""
 
 RETRY_S, RETRY_S_MAX = 1.0, 60.0
-"""Pause before a trigger is tried again that could not be settled; it doubles each time, up to the second figure."""
+"""Pause before a trigger is tried again that could not be settled; for what is no matter of room it doubles each time,
+up to the second figure."""
 
 LOOK_AGAIN_S = 1.0
 """How soon a wall clock that was set forward is noticed. Costs one comparison."""
@@ -227,6 +228,10 @@ class Scheduler:
     async def _decide_safely(self, due: _Due) -> _Settlement | None:
         try:
             return await self._decide(due)
+        except (ResourceExhaustedError, UnavailableError) as error:  # of the moment: there will be room again
+            _log.warning("schedule.not_settled", trigger_no=due.no, error=error.message)
+            self._hold(due, RETRY_S)
+            return None
         except TaskforgeError as error:
             _log.warning("schedule.not_settled", trigger_no=due.no, error=error.message)
         except Exception as error:  # noqa: BLE001  task boundary: one bad trigger must not stop all schedules
@@ -241,7 +246,7 @@ class Scheduler:
             self._hold(settlement.due)
         except TaskforgeError as error:
             _log.warning("schedule.not_written", trigger_no=settlement.due.no, error=error.message)
-            self._hold(settlement.due)
+            self._hold(settlement.due, RETRY_S)
         else:
             self._pauses.pop(settlement.due.no, None)
             for late in settlement.late_us:
@@ -249,9 +254,11 @@ class Scheduler:
             if any(row.outcome == "PENDING" for row in settlement.news):
                 self.on_published()
 
-    def _hold(self, due: _Due) -> None:
-        pause_s = min(2 * self._pauses.get(due.no, RETRY_S / 2), RETRY_S_MAX)
-        self._pauses[due.no] = pause_s
+    def _hold(self, due: _Due, pause_s: float = 0.0) -> None:
+        """Leave a trigger alone for a while: so long, or longer each time."""
+        if not pause_s:
+            pause_s = min(2 * self._pauses.get(due.no, RETRY_S / 2), RETRY_S_MAX)
+            self._pauses[due.no] = pause_s
         self._held[due.no] = time.monotonic() + pause_s
 
     # --- one trigger -------------------------------------------------------------------------------------------------

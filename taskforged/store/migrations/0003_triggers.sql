@@ -114,11 +114,13 @@ CREATE INDEX events_without_effect ON events (no) WHERE outcome IN ('REJECTED', 
 CREATE INDEX events_pending ON events (no) WHERE outcome = 'PENDING';
 CREATE INDEX events_by_original ON events (replay_of) WHERE replay_of <> '';
 
--- An event never changes; one that was stored first and asked about later gets its outcome, once.
-CREATE TRIGGER events_are_immutable BEFORE UPDATE ON events
-WHEN OLD.outcome <> 'PENDING' OR NEW.no <> OLD.no OR NEW.id <> OLD.id OR NEW.namespace_no <> OLD.namespace_no
-  OR NEW.source <> OLD.source OR NEW.type <> OLD.type OR NEW.body <> OLD.body OR NEW.headers <> OLD.headers
-  OR NEW.query <> OLD.query OR NEW.run_no IS NOT OLD.run_no OR NEW.depth <> OLD.depth OR NEW.created_at <> OLD.created_at
+-- An event never changes; one that was stored first and asked about later gets its outcome and verdicts, once.
+CREATE TRIGGER events_are_immutable BEFORE UPDATE ON events WHEN OLD.outcome <> 'PENDING'
+BEGIN SELECT RAISE(ABORT, 'an event is immutable'); END;
+
+CREATE TRIGGER events_keep_their_content BEFORE UPDATE OF no, id, namespace_no, source, path, reason, verification,
+  delivery_id, duplicate_of, headers, query, body, body_size, content_type, remote, created_at, type, run_no, depth,
+  replay_of, addressee, created_by, origin, subject ON events
 BEGIN SELECT RAISE(ABORT, 'an event is immutable'); END;
 
 -- Whose authority the newest version has; applying it unchanged with another token changes this and nothing else.
