@@ -205,7 +205,7 @@ def _seconds(value: Json) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"must be seconds or a duration, is {kind_of(value)}")  # noqa: TRY004 - a value, not an argument
     if not (math.isfinite(value) and 0 <= value <= DURATION_MAX_S):
-        raise ValueError(f"must be from 0 to {DURATION_MAX_S:g} seconds, is {value}")
+        raise ValueError(f"must be from 0 to {DURATION_MAX_S:.12g} seconds, is {value}")
     return float(value)
 
 

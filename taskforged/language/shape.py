@@ -215,7 +215,7 @@ class Duration:
             context.problem(node, path, str(error))
             return None
         if not self.least_s <= seconds <= self.most_s:
-            context.problem(node, path, f"must be from {self.least_s:g} to {self.most_s:g} seconds")
+            context.problem(node, path, f"must be from {self.least_s:.12g} to {self.most_s:.12g} seconds")
         return seconds
 
     def schema(self, defs: dict[str, Schema]) -> Schema:
