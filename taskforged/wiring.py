@@ -213,12 +213,11 @@ def _build_reactions(base: _Base, host: _Host) -> _Reactions:
         workflows=base.workflows,
         starter=host.starter,
         listens=book.listens,
+        pressure=base.pressure,
         depth_max=base.config("limits", "causal_depth"),
     )
     bus = EventBus(store=store, clock=clock, triggers=book, reactor=reactor, pressure=base.pressure)
-    scheduler = Scheduler(
-        store=store, clock=clock, access=base.access, triggers=book, reactor=reactor, pressure=base.pressure
-    )
+    scheduler = Scheduler(store=store, clock=clock, access=base.access, triggers=book, reactor=reactor)
     cron = CronScan(scheduler)
     host.runner.listens = book.listens
     host.runner.on_published = scheduler.on_published = reactor.on_published = bus.wake

@@ -188,6 +188,11 @@ class Access:
         if not self._is_live(principal.token_id):
             raise UnauthenticatedError("the token has been revoked or has expired")
 
+    def reaches(self, token_id: str, namespace_no: int) -> bool:
+        """Whether a token, alive or not, is one of all namespaces or of this one."""
+        record = self._tokens.get(token_id)
+        return record is not None and record.namespace_no in (None, namespace_no)
+
     def live_principal(self, token_id: str) -> Principal | None:
         """Answer who a token stands for, None when it is dead: what is done later in its name needs a live one."""
         record = self._tokens.get(token_id)

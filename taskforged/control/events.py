@@ -106,7 +106,9 @@ class Events:
             found = await self._store.row("cause_of_run", run_no)
             if found is None or not principal.sees(found[6]):
                 break
-            run_id, workflow_no, event_id, kind, source, run_no, _ = found
+            run_id, workflow_no, event_id, kind, source, run_no, _, event_namespace_no = found
+            if event_id is not None and not principal.sees(event_namespace_no):
+                event_id = kind = source = run_no = None  # another namespace's, and so is what led to it
             name = await self._workflows.stored_name(workflow_no)
             causes.append(Cause(run_id, name, event_id or "", kind or "", source or ""))
         return causes

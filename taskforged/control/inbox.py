@@ -11,6 +11,7 @@ spares the common repetition a failing transaction.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -139,12 +140,12 @@ class WebhookInbox:
         asked = [] if namespace_no is None else await self._asked(namespace_no, delivery.path)
         if namespace_no is None or not asked:
             return _NOT_FOUND
-        self._requests.take(namespace_no)
         self._pressure.check()
         asked, is_proven = await self._prove(namespace_no, asked, delivery)
         if not is_proven:
             await self._keep_rejected(namespace_no, delivery, asked, "; ".join(sorted({one.refusal for one in asked})))
             return _UNAUTHORIZED
+        self._requests.take(namespace_no)  # not before: a stranger must not use up what is the namespace's
         await self._count(namespace_no, delivery, asked)
         try:
             proven = self._read(namespace_no, delivery, asked)
@@ -231,13 +232,15 @@ class WebhookInbox:
 
         content_type = delivery.headers.get("content-type", delivery.content_type)
         value, _ = decode(content_type, delivery.body, parse)
-        hooks = [_hook(one) for one in asked if one.is_proved]
+        # Who signs comes first: what a stranger may choose must not decide what counts as a repetition.
+        hooks = sorted((_hook(one) for one in asked if one.is_proved), key=lambda hook: hook.verify.scheme == "none")
         first = hooks[0]
         sent, key = DeliveryId("", is_covered=False), None
         for hook in hooks:
             sent = delivery_id(hook.verify, delivery.headers, hook.delivery_header, value)
             key = delivery_key(hook.verify, sent, delivery.body)
-            if key is not None:
+            if key is not None:  # the deliveries of another sender on the same path are others
+                key = hashlib.sha256(repr((hook.verify.scheme, hook.verify.secrets)).encode() + key).digest()
                 break
         wait_s = max((hook.wait_s or 0.0 for hook in hooks), default=0.0)
         return _Proven(namespace_no, delivery, asked, first.verify.scheme, value, sent, key, wait_s)

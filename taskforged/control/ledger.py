@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from taskforged.clock import Clock
@@ -36,6 +36,8 @@ __all__ = ["Backfill", "BackfillRequest", "Ledger", "PreviewRequest", "ScheduleS
 BACKFILL_MAX = 1_000
 PREVIEW_MAX = 1_000
 _SHOWN = 200
+_HORIZON_US = 200 * 366 * 86_400_000_000
+"""How far a preview looks: a schedule of one day in four years would otherwise be followed for millennia."""
 
 
 class SlotRow(NamedTuple):
@@ -142,7 +144,10 @@ class Ledger:
         """Answer due times later than `after` (0: now)."""
         if not 0 <= count <= PREVIEW_MAX:
             raise invalid("count", f"must be from 1 to {PREVIEW_MAX:,}")
-        return slots_after(schedule, after or self._clock.wall(), count or 10)
+        after = max(after, 0) or self._clock.wall()
+        horizon = after + _HORIZON_US
+        bounded = replace(schedule, end_at=min(schedule.end_at or horizon, horizon))
+        return slots_after(bounded, after, count or 10)
 
     async def slots(self, wanted: SlotFilter, limit: int) -> list[SlotRow]:
         """Answer up to `limit` entries, newest first."""
@@ -206,6 +211,7 @@ class Ledger:
                 event = due_event(number, self._clock.now(), asked, schedule, slot)
                 event = event._replace(created_by=principal.token_id)
                 reactions.append(self._reactor.react(event, [asked], group=group))
+                _check_runs(reactions)
         except BaseException:
             self._reactor.discard(reactions)
             raise
@@ -238,6 +244,11 @@ class Ledger:
         fired = {row[0] for row in rows}
         missing = [slot for slot in slots if slot.due_at not in fired]
         return missing, len(slots) - len(missing)
+
+
+def _check_runs(reactions: Sequence[Reaction]) -> None:
+    if sum(len(one.prepared) for one in reactions) > BACKFILL_MAX:
+        raise invalid("from", f"to 'to' would start more than {BACKFILL_MAX:,} runs; take a shorter time")
 
 
 _GAPS = ("shift", "skip")

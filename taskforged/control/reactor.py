@@ -13,13 +13,14 @@ from taskforged.clock import new_id
 from taskforged.control.access import Access
 from taskforged.control.judging import Judgement, NamespaceFacts, Start, judge
 from taskforged.control.namespaces import Namespaces
+from taskforged.control.pressure import Pressure
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.trigger_book import LiveTrigger
 from taskforged.control.workflows import LiveWorkflow, Workflows
 from taskforged.engine.events import CreateRun, rfc3339
 from taskforged.engine.keys import derived_id
 from taskforged.engine.model import Json
-from taskforged.errors import FailedPreconditionError, InvalidArgumentError
+from taskforged.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from taskforged.host.runner import PreparedRun
 from taskforged.jsonvalue import to_text
 from taskforged.language.definition import Definition, Source
@@ -92,6 +93,7 @@ class Reactor:
         workflows: Workflows,
         starter: Starter,
         listens: Callable[[int, str], bool],
+        pressure: Pressure,
         depth_max: int,
     ) -> None:
         """Create a reactor; `depth_max` limits the runs in a chain of causes."""
@@ -101,6 +103,7 @@ class Reactor:
         self._workflows = workflows
         self._starter = starter
         self._listens = listens
+        self._pressure = pressure
         self._depth_max = depth_max
         self.on_published: Callable[[], None] = lambda: None
 
@@ -143,8 +146,9 @@ class Reactor:
             skip: says why no run may start in a namespace now; empty: one may.
 
         Raises:
-            ResourceExhaustedError: too many runs wait; nothing is prepared.
+            ResourceExhaustedError: too many runs wait, or the disk is nearly full; nothing is prepared.
         """
+        self._pressure.check()
         context = event_context(event)
         looping = self._is_looping(event)
         prepared: list[PreparedRun] = []
@@ -206,6 +210,10 @@ class Reactor:
             run = self._starter.prepare(self._request(event, context, one, start, namespace_no, group, schedule_no))
         except (InvalidArgumentError, FailedPreconditionError) as error:
             return {**record, "reason": error.message}
+        except ResourceExhaustedError as error:
+            if not start.namespace:
+                raise  # all of it waits
+            return {**record, "reason": error.message}  # one tenant without room must not hold up the others
         prepared.append(run)
         return {**record, "run_id": run.run.run_id}
 

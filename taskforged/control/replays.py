@@ -138,6 +138,7 @@ class Replays:
             return known
         triggers = self._triggers(original, wanted)
         asked = [one for one in [await self._reactor.asked(trigger) for trigger in triggers] if one is not None]
+        asked = [self._reactor.again(one, self._book.find(one.workflow.no, one.trigger.key)) for one in asked]
         reaction = self._reactor.react(event, asked if wanted.trigger else _refused_again(original, asked))
         stored = reaction.event if asked else reaction.event._replace(outcome="UNMATCHED")
         if wanted.trigger and len(asked) == 1:
@@ -166,6 +167,10 @@ class Replays:
             raise FailedPreconditionError(
                 f"{original.id} repeats {original.duplicate_of}, which has the body: replay that one",
                 metadata={"event": original.id, "duplicate_of": original.duplicate_of},
+            )
+        if original.outcome == "PENDING":
+            raise FailedPreconditionError(
+                f"{original.id} is PENDING: its triggers are still to be asked", metadata={"event": original.id}
             )
         if original.outcome in {"REJECTED", "HANDSHAKE"} or original.body_size != len(original.body):
             raise FailedPreconditionError(

@@ -199,6 +199,8 @@ class Runs:
         home = self._workflows.by_no(parent.workflow_no)  # a run for another tenant finds what its author wrote
         namespace_no = parent.namespace_no if home is None else home.namespace_no
         workflow = self._workflows.get(namespace_no, command.workflow)
+        if parent.namespace_no != workflow.namespace_no:
+            await self._check_author(workflow, command.version, parent.namespace_no)
         definition = await self._workflows.definition(workflow.no, command.version)
         create = CreateRun(
             run_id=command.run_id,
@@ -221,6 +223,23 @@ class Runs:
         except ConflictError:
             if await self._runs.by_id(command.run_id) is None:
                 raise
+
+    async def _check_author(self, workflow: LiveWorkflow, number: int, namespace_no: int) -> None:
+        """See that whoever wrote a version may use the namespace in which it shall run, with that one's secrets.
+
+        Raises:
+            FailedPreconditionError: neither the token that stored it may, nor the one that applied it last.
+        """
+        version = await self._workflows.version(workflow, number)
+        vouched = number == workflow.latest and self._access.live_principal(workflow.applied_by) is not None
+        authors = [version.created_by, *([workflow.applied_by] if vouched else [])]
+        if not any(self._access.reaches(author, namespace_no) for author in authors):
+            name = self._access.namespace_name(namespace_no)
+            raise FailedPreconditionError(
+                f"version {number} of workflow {workflow.name!r} was applied by a token that may not use {name!r}",
+                reason="AUTHOR_CONFINED",
+                metadata={"workflow": workflow.name, "namespace": name},
+            )
 
     async def _repeated(self, principal: Principal, namespace_no: int, request: StartRequest, wait_s: float) -> RunView:
         """Answer the run that this request id has started before."""

@@ -20,8 +20,8 @@ import structlog
 
 from taskforged.clock import Clock, new_id
 from taskforged.control.access import Access
-from taskforged.control.pressure import Pressure
 from taskforged.control.reactor import Asked, Group, Reaction, Reactor
+from taskforged.control.starting import CRON_GROUP
 from taskforged.control.trigger_book import TriggerBook, schedule_text, slot_row
 from taskforged.engine.model import Json
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
@@ -46,6 +46,9 @@ PORTION = 250
 
 FIRES_AT_ONCE = 100
 """Due times of one trigger in one transaction; more follow in the next."""
+
+RUNS_AT_ONCE = 1_000
+"""Runs that due times of one trigger start in one transaction, at most those of one due time more."""
 
 ON_TIME_US = 5_000_000
 """What is later than this was missed, and the misfire policy decides about it."""
@@ -144,14 +147,12 @@ class Scheduler:
         access: Access,
         triggers: TriggerBook,
         reactor: Reactor,
-        pressure: Pressure,
     ) -> None:
         self._store = store
         self._clock = clock
         self._access = access
         self._triggers = triggers
         self._reactor = reactor
-        self._pressure = pressure
         self._held: dict[int, float] = {}
         self._pauses: dict[int, float] = {}
         self._next_at: int | None = None
@@ -242,7 +243,8 @@ class Scheduler:
     async def _write_safely(self, settlement: _Settlement) -> None:
         try:
             await self._reactor.write(settlement.reactions, lambda connection: _store(connection, settlement))
-        except ConflictError:  # changed, paused or removed just now
+        except ConflictError as error:  # changed, paused or removed just now
+            _log.info("schedule.changed_meanwhile", trigger_no=settlement.due.no, why=error.message)
             self._hold(settlement.due)
         except TaskforgeError as error:
             _log.warning("schedule.not_written", trigger_no=settlement.due.no, error=error.message)
@@ -264,7 +266,6 @@ class Scheduler:
     # --- one trigger -------------------------------------------------------------------------------------------------
 
     async def _decide(self, due: _Due) -> _Settlement | None:
-        self._pressure.check()
         trigger = self._triggers.find(due.workflow_no, due.key)
         asked = None if trigger is None else await self._reactor.asked(trigger)
         if trigger is None or asked is None or not isinstance(asked.source, CronTrigger):
@@ -305,6 +306,9 @@ class Scheduler:
                 slots.append(row)
                 if outcome == "FIRED":
                     late.append(late_us)
+                if sum(len(one.prepared) for one in reactions) >= RUNS_AT_ONCE and slot is not planned.fire[-1]:
+                    planned = _until(planned, slot, schedule, now)
+                    break
         except BaseException:
             self._reactor.discard(reactions)
             raise
@@ -389,8 +393,13 @@ def _portion(planned: Plan, schedule: Schedule, now: int) -> Plan:
     """Take so much of a plan as fits into one transaction; the scan comes back at once for the rest."""
     if len(planned.fire) <= FIRES_AT_ONCE:
         return planned
-    fire = planned.fire[:FIRES_AT_ONCE]
-    return Plan(fire, planned.ranges, fire[-1].due_at, min(now, fire[-1].due_at + schedule.delay_us + 1))
+    return _until(planned, planned.fire[FIRES_AT_ONCE - 1], schedule, now)
+
+
+def _until(planned: Plan, last: Slot, schedule: Schedule, now: int) -> Plan:
+    """Answer the part of a plan that ends with a slot; the scan goes on behind it at once."""
+    fire = [one for one in planned.fire if one.due_at <= last.due_at]
+    return Plan(fire, planned.ranges, last.due_at, min(now, last.due_at + schedule.delay_us + 1))
 
 
 def _store(connection: Connection, settlement: _Settlement) -> None:
@@ -426,7 +435,7 @@ def group_of(asked: Asked, source: CronTrigger) -> Group | None:
     """Answer the group of a trigger's runs: with any overlap policy but `allow` they follow one another."""
     if source.overlap == "allow":
         return None
-    return Group(f"cron {asked.workflow.name}/{asked.trigger.key}")
+    return Group(f"{CRON_GROUP}{asked.workflow.name}/{asked.trigger.key}")
 
 
 def due_event(no: int, at: int, asked: Asked, schedule: Schedule, slot: Slot) -> EventRow:

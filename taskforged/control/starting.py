@@ -26,12 +26,15 @@ from taskforged.store.changes import NewRun
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Connection, Store
 
-__all__ = ["GROUP_MAX", "RunRequest", "Starter"]
+__all__ = ["CRON_GROUP", "GROUP_MAX", "RunRequest", "Starter"]
 
 T = TypeVar("T")
 
 GROUP_MAX = 200
 """Characters of the name of a concurrency group."""
+
+CRON_GROUP = "cron "
+"""How the group begins that a cron trigger puts its runs into."""
 
 _SUPERSEDED = "a newer run of its concurrency group has taken its place"
 
@@ -118,7 +121,9 @@ class Starter:
         row, run = loaded
         on_limit = _on_limit(await self._workflows.definition(row.workflow_no, row.version), run)
         if on_limit is OnLimit.CANCEL_RUNNING:
-            await self._make_room(no, row.namespace_no, run)
+            # Runs of one due time do not take each other's place: they are the items of one `for_each`.
+            kin = row.event_no if run.group.startswith(CRON_GROUP) else None
+            await self._make_room(no, row.namespace_no, run, kin)
         elif on_limit is OnLimit.SKIP:
             running, _ = self._runner.admission.group_members(row.namespace_no, run.group)
             if len(running) >= run.group_limit and no not in running:
@@ -192,17 +197,20 @@ class Starter:
         running, waiting = self._runner.admission.group_members(namespace_no, group)
         return len(running) + len(waiting) >= limit
 
-    async def _make_room(self, new: int, namespace_no: int, run: Run) -> None:
+    async def _make_room(self, new: int, namespace_no: int, run: Run, kin: int | None) -> None:
         """Cancel what stands in the way of a new run: who waits before it, and the oldest of those that run."""
         running, waiting = self._runner.admission.group_members(namespace_no, run.group)
         older = [no for no in running if no < new]
         spare = max(0, len(running) - (new in running) - (run.group_limit - 1))
         for no in (*(no for no in waiting if no < new), *older[:spare]):
-            await self._cancel(no, _SUPERSEDED)
+            await self._cancel(no, _SUPERSEDED, kin)
 
-    async def _cancel(self, no: int, reason: str) -> None:
+    async def _cancel(self, no: int, reason: str, kin: int | None = None) -> None:
+        """Cancel a run, unless event `kin` has started it."""
         row = await self._runs.by_no(no)
         if row is None or row.ended_at is not None or row.cancel_requested:
+            return
+        if kin is not None and row.event_no == kin:
             return
         with contextlib.suppress(FailedPreconditionError):  # it has ended meanwhile
             await self._runner.deliver(no, CancelRun(reason))
@@ -213,7 +221,8 @@ def _on_limit(definition: Definition, run: Run) -> OnLimit:
     if definition.model.concurrency is not None:
         return definition.model.concurrency.on_limit
     trigger = definition.triggers.get(run.trigger)
-    is_taking_over = isinstance(trigger, CronTrigger) and trigger.overlap == OnLimit.CANCEL_RUNNING
+    by_schedule = run.group.startswith(CRON_GROUP)  # and not by a backfill, which has a group of its own
+    is_taking_over = by_schedule and isinstance(trigger, CronTrigger) and trigger.overlap == OnLimit.CANCEL_RUNNING
     return OnLimit.CANCEL_RUNNING if is_taking_over else OnLimit.QUEUE
 
 

@@ -125,12 +125,14 @@ class TriggerBook:
         if not self._types.get(known.namespace_no, True):
             del self._types[known.namespace_no]
 
-    def forget_workflow(self, workflow_no: int) -> None:
-        """A workflow was deleted."""
-        for trigger in list(self._by_workflow.get(workflow_no, {}).values()):
+    def forget_workflow(self, workflow_no: int) -> list[LiveTrigger]:
+        """A workflow is being deleted; answers its triggers."""
+        known = list(self._by_workflow.get(workflow_no, {}).values())
+        for trigger in known:
             self._forget(trigger)
         self._by_workflow.pop(workflow_no, None)
         self._heard.clear()
+        return known
 
     def declare(
         self, namespace_no: int, workflow_no: int, identity: str, definition: Definition, *, is_active: bool
@@ -162,7 +164,7 @@ class TriggerBook:
                 _write(connection, before, after, source, f"{identity}/{after.key}", wall, is_active=is_active)
             for trigger in gone:
                 _settle(connection, trigger.no, f"{identity}/{trigger.key}", wall, "the trigger was removed")
-                connection.execute(QUERIES["remove_trigger"], (now, trigger.no))
+                connection.execute(QUERIES["remove_trigger"], (now, wall, trigger.no))
 
         return Declaration(triggers, write)
 
@@ -174,7 +176,7 @@ class TriggerBook:
         def write(connection: Connection) -> None:
             for trigger in known:
                 _settle(connection, trigger.no, f"{identity}/{trigger.key}", wall, "the workflow was deleted")
-                connection.execute(QUERIES["remove_trigger"], (now, trigger.no))
+                connection.execute(QUERIES["remove_trigger"], (now, wall, trigger.no))
 
         return write
 
@@ -255,7 +257,7 @@ def _write(
         return
     if before.removed_at is None:
         _settle(connection, after.no, identity, wall, "the schedule was changed")
-    row = (after.kind, after.address, profile, text, wall if text else 0, next_at, suspended, after.no)
+    row = (after.kind, after.address, profile, text, wall, next_at, suspended, after.no)
     connection.execute(QUERIES["declare_trigger"], row)
 
 

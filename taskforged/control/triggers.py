@@ -163,9 +163,12 @@ class Triggers:
         event_id, at = (last[0] or "", last[1]) if last is not None else ("", 0)
         return TriggerView(found, self._access.namespace_name(trigger.namespace_no), event_id, at, row, next_due_at)
 
-    async def view_listed(self, workflow: LiveWorkflow, trigger: LiveTrigger) -> TriggerView:
-        """Answer a trigger of a page to be shown."""
-        return await self.view(await self._identified(trigger, workflow))
+    async def view_listed(self, workflow: LiveWorkflow, trigger: LiveTrigger) -> TriggerView | None:
+        """Answer a trigger of a page to be shown; None when it is being changed or removed just now."""
+        try:
+            return await self.view(await self._identified(trigger, workflow))
+        except ConflictError:
+            return None
 
     # --- pausing -----------------------------------------------------------------------------------------------------
 
@@ -277,7 +280,8 @@ class Triggers:
             return None
         is_other = (found.type, found.headers) != (event.type, event.headers)
         # Without a payload a cron trigger gets the time, which is another one now.
-        if is_other or (wanted.payload_json and found.body != event.body):
+        is_now = found.source == "manual" and event.type == DUE and not wanted.payload_json
+        if is_other or (found.body != event.body and not is_now):
             raise AlreadyExistsError(
                 f"request_id {wanted.request_id!r} was used for another call, which made {found.id}",
                 metadata={"request_id": wanted.request_id, "event": found.id},

@@ -109,17 +109,9 @@ class Workflows:
             )
         return found
 
-    def running_in(self, namespace_no: int, name: str) -> LiveWorkflow:
-        """Answer the workflow of that name of which a namespace may have runs: its own, or one that works for tenants.
-
-        Raises:
-            NotFoundError: there is none.
-        """
-        if (namespace_no, name) not in self._by_name:
-            others = [one for (_, known), one in self._by_name.items() if known == name]
-            if others:
-                return min(others, key=lambda one: one.no)
-        return self.get(namespace_no, name)
+    def find(self, namespace_no: int, name: str) -> LiveWorkflow | None:
+        """Answer a workflow, None when there is none."""
+        return self._by_name.get((namespace_no, name))
 
     def by_no(self, workflow_no: int) -> LiveWorkflow | None:
         """Answer a live workflow by its number."""
@@ -331,10 +323,17 @@ class Workflows:
             self._still(workflow)  # else its name may be another workflow's by now
             now = self._clock.now()
             retire = self._triggers.retire(workflow.no, self._identity(workflow), now)
-            await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now, retire))
-            self._by_no.pop(workflow.no, None)
-            self._by_name.pop((workflow.namespace_no, workflow.name), None)
-            self._triggers.forget_workflow(workflow.no)
+            # Forgotten first, so that nothing starts a run while it is being deleted; back again when it cannot be.
+            live = self._by_no.pop(workflow.no)
+            self._by_name.pop((live.namespace_no, live.name), None)
+            triggers = self._triggers.forget_workflow(workflow.no)
+            try:
+                await self._store.journal.execute(lambda c: _delete_workflow(c, workflow, now, retire))
+            except BaseException:
+                self._remember(live)
+                for trigger in triggers:
+                    self._triggers.remember(trigger)
+                raise
             self._triggers.on_schedule()
 
     def _still(self, workflow: LiveWorkflow) -> LiveWorkflow:

@@ -71,6 +71,8 @@ class RunServicer(grpc_base.RunServiceServicer):
         wanted, filters = await self._filter(request)
         size = page_size(request.page_size)
         found = await self._views.page(wanted, size + 1)
+        if not found and wanted.workflow_name and not wanted.before:
+            self._workflows.get(wanted.namespace_no, request.workflow)  # says that there is none
         page = found[:size]
         last = page[-1].row if page else None
         more = encode_token(last.no, filters) if last is not None and len(found) > size else ""
@@ -78,12 +80,15 @@ class RunServicer(grpc_base.RunServiceServicer):
 
     async def _filter(self, request: pb.ListRunsRequest) -> tuple[RunFilter, list[Any]]:
         namespace_no = self._access.enter(caller(), request.namespace)
-        workflow_no = self._workflows.running_in(namespace_no, request.workflow).no if request.workflow else None
+        own = self._workflows.find(namespace_no, request.workflow)
+        workflow_no = None if own is None else own.no
+        # Runs that another namespace's workflow has started here are found by its name.
+        elsewhere = request.workflow if own is None else ""
         event_no = await self._views.event_no(caller(), request.event_id) if request.event_id else None
         states = sorted({run_pb2.Run.State.Name(one).removeprefix("STATE_") for one in request.states if one})
-        filters = ["runs", namespace_no, workflow_no, event_no, states]
+        filters = ["runs", namespace_no, workflow_no, elsewhere, event_no, states]
         before = decode_token(request.page_token, filters, 0)
-        return RunFilter(namespace_no, workflow_no, states, event_no, before), filters
+        return RunFilter(namespace_no, workflow_no, states, event_no, before, elsewhere), filters
 
     async def CancelRun(self, request: pb.CancelRunRequest, _: Any) -> pb.CancelRunResponse:
         view = await self._steering.cancel(caller(), request.run_id, request.reason)

@@ -56,7 +56,8 @@ class TriggerServicer(grpc_base.TriggerServiceServicer):
         )
         page = found[:size]
         more = encode_token(f"{page[-1][0].name}/{page[-1][1].key}", filters) if len(found) > size else ""
-        triggers = [trigger_to_proto(await self._triggers.view_listed(*one)) for one in page]
+        views = [await self._triggers.view_listed(*one) for one in page]
+        triggers = [trigger_to_proto(view) for view in views if view is not None]
         return pb.ListTriggersResponse(triggers=triggers, next_page_token=more)
 
     async def GetTrigger(self, request: pb.GetTriggerRequest, _: Any) -> pb.GetTriggerResponse:

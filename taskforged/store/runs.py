@@ -65,6 +65,7 @@ class RunFilter:
     states: Sequence[str] = ()
     event_no: int | None = None
     before: int = 0
+    workflow_name: str = ""
 
 
 class RunStore:
@@ -159,6 +160,9 @@ def _list_query(wanted: RunFilter, limit: int) -> tuple[str, list[Any]]:
     if wanted.workflow_no is not None:
         clauses.append("workflow_no = ?")
         parameters.append(wanted.workflow_no)
+    if wanted.workflow_name:
+        clauses.append("workflow_no IN (SELECT w.no FROM workflows w WHERE w.name = ?)")
+        parameters.append(wanted.workflow_name)
     if wanted.event_no is not None:
         clauses.append("event_no = ?")
         parameters.append(wanted.event_no)

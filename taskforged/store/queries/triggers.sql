@@ -15,7 +15,7 @@ UPDATE triggers SET kind = ?, address = ?, removed_at = NULL, profile = ?, sched
   next_at = ?, suspended_from = ?, suspended_until = NULL WHERE no = ?
 
 -- remove_trigger --
-UPDATE triggers SET removed_at = ?, next_at = NULL WHERE no = ?
+UPDATE triggers SET removed_at = ?, next_at = NULL, cursor = max(cursor, ?) WHERE no = ?
 
 -- pause_trigger --
 UPDATE triggers SET paused_at = ?, paused_by = ?, pause_reason = ? WHERE no = ? AND paused_at IS NULL
