@@ -106,10 +106,11 @@ class Events:
             found = await self._store.row("cause_of_run", run_no)
             if found is None or not principal.sees(found[6]):
                 break
-            run_id, workflow_no, event_id, kind, source, run_no, _, event_namespace_no = found
+            run_id, workflow_no, event_id, kind, source, published_by, _, event_namespace_no, parent_no = found
             if event_id is not None and not principal.sees(event_namespace_no):
-                event_id = kind = source = run_no = None  # another namespace's, and so is what led to it
+                event_id = kind = source = published_by = None  # another namespace's, and so is what led to it
             name = await self._workflows.stored_name(workflow_no)
+            run_no = parent_no if event_id is None else published_by  # a sub-workflow was started by its parent
             causes.append(Cause(run_id, name, event_id or "", kind or "", source or ""))
         return causes
 

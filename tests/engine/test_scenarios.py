@@ -702,7 +702,8 @@ def test_timeout_while_an_attempt_runs():
     assert run.step("alert").input == "run_timeout"
     run.complete("alert")
     assert run.state is RunState.FAILED
-    assert run.run.failing == {"code": "run_timeout", "message": "the run took longer than 60 s"}
+    limit = {"code": "run_timeout", "message": "the run took longer than 60 s", "step": "", "attempts": 0}
+    assert run.run.failing == limit
 
 
 @pytest.mark.parametrize(("report", "state"), [("complete", "SUCCEEDED"), ("fail", "CANCELLED"), ("lose", "CANCELLED")])

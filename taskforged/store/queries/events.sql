@@ -46,5 +46,5 @@ SELECT id FROM events WHERE replay_of = ? ORDER BY no LIMIT 100
 SELECT id, workflow_no FROM runs WHERE no = ?
 
 -- cause_of_run --
-SELECT r.id, r.workflow_no, e.id, e.type, e.source, e.run_no, r.namespace_no, e.namespace_no
+SELECT r.id, r.workflow_no, e.id, e.type, e.source, e.run_no, r.namespace_no, e.namespace_no, r.parent_no
 FROM runs r LEFT JOIN events e ON e.no = r.event_no WHERE r.no = ?
