@@ -619,6 +619,7 @@ async def test_a_full_disk_takes_nothing_new_and_finishes_what_runs(own):
     await own.apply(hook("{scheme: none}"))
     await own.apply("name: heard\non:\n  got: {event: {type: news}}\nsteps:\n  - {id: a, transform: 1}\n")
     run_id = (await own("StartRun", workflow="slow")).run.id
+    before = (await own("PublishEvent", type="nobody")).event.id
     assert await asyncio.to_thread(own.daemon.terminate) == 0
     own.daemon.env["TASKFORGE_LIMITS_DISK_FREE_MIB"] = str(1 << 30)
     await asyncio.to_thread(own.daemon.start)
@@ -630,6 +631,8 @@ async def test_a_full_disk_takes_nothing_new_and_finishes_what_runs(own):
     assert "MiB left" in said
     assert "disk_free_mib" in said
     await own.refused("RESOURCE_EXHAUSTED", "PublishEvent", type="news")
+    await own.refused("RESOURCE_EXHAUSTED", "FireTrigger", workflow="heard")
+    await own.refused("RESOURCE_EXHAUSTED", "ReplayEvent", event_id=before, workflow="heard", trigger="got")
     assert (await own.post("nothing")).status == 404
     await own("SignalRun", run_id=run_id, signal="go")
     assert await own.output(run_id) == "done"
