@@ -152,7 +152,7 @@ class Event(_message.Message):
     publisher_run_id: _builtins.str
     """publisher_run_id is the run that published the event. Empty when none did."""
     depth: _builtins.int
-    """depth counts the runs in the chain of causes that led here: 0 for what came from outside."""
+    """depth counts the events that led here through runs: 0 for what came from outside or from a run started by hand."""
     replay_of: _builtins.str
     """replay_of is the event that this one replays. Empty for an original."""
     addressee: _builtins.str

@@ -277,8 +277,8 @@ class PublishEventRequest(_message.Message):
     namespace: _builtins.str
     """namespace in which to publish. Empty means `default`."""
     type: _builtins.str
-    """type such as `order.paid`: 1 to 200 characters `[A-Za-z0-9._/-]`, beginning with a letter or digit. The types that
-    begin with `run.`, `trigger.`, `schedule.` and `taskforge.` belong to the engine. Required.
+    """type such as `order.paid`: 1 to 200 characters `[A-Za-z0-9._/-]`, beginning with a letter or digit, no dot at the
+    end or beside another. The types that begin with `run.`, `trigger.`, `schedule.` and `taskforge.` belong to the engine. Required.
     """
     data_json: _builtins.str
     """data_json is the content, as JSON text of at most 1 MiB. Empty means null."""

@@ -103,8 +103,9 @@ class EventServiceServicer:
 
     def ReplayEvent(self, request, context):
         """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
-        is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
-        whose body is not kept whole. Needs role `operator`.
+        is not checked again, since it was when the event came in; a trigger to which the sender was not proved then refuses
+        again, unless it is named. FAILED_PRECONDITION for an event that was rejected, whose body is not kept whole, or
+        whose triggers are still to be asked. Needs role `operator`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,8 +47,9 @@ class EventServiceStub:
     """
     ReplayEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventRequest, _event_service_pb2.ReplayEventResponse]
     """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
-    is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
-    whose body is not kept whole. Needs role `operator`.
+    is not checked again, since it was when the event came in; a trigger to which the sender was not proved then refuses
+    again, unless it is named. FAILED_PRECONDITION for an event that was rejected, whose body is not kept whole, or
+    whose triggers are still to be asked. Needs role `operator`.
     """
     ReplayEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventsRequest, _event_service_pb2.ReplayEventsResponse]
     """ReplayEvents replays many events, oldest first, each like ReplayEvent. One that cannot be replayed does not hinder
@@ -74,8 +75,9 @@ class EventServiceAsyncStub(EventServiceStub):
     """
     ReplayEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventRequest, _event_service_pb2.ReplayEventResponse]  # type: ignore[assignment]
     """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
-    is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
-    whose body is not kept whole. Needs role `operator`.
+    is not checked again, since it was when the event came in; a trigger to which the sender was not proved then refuses
+    again, unless it is named. FAILED_PRECONDITION for an event that was rejected, whose body is not kept whole, or
+    whose triggers are still to be asked. Needs role `operator`.
     """
     ReplayEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventsRequest, _event_service_pb2.ReplayEventsResponse]  # type: ignore[assignment]
     """ReplayEvents replays many events, oldest first, each like ReplayEvent. One that cannot be replayed does not hinder
@@ -128,8 +130,9 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.ReplayEventResponse, _abc.Awaitable[_event_service_pb2.ReplayEventResponse]]:
         """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
-        is not checked again, since it was when the event came in. FAILED_PRECONDITION for an event that was rejected or
-        whose body is not kept whole. Needs role `operator`.
+        is not checked again, since it was when the event came in; a trigger to which the sender was not proved then refuses
+        again, unless it is named. FAILED_PRECONDITION for an event that was rejected, whose body is not kept whole, or
+        whose triggers are still to be asked. Needs role `operator`.
         """
 
     @_abc_1.abstractmethod

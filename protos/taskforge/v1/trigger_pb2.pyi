@@ -86,7 +86,7 @@ class Trigger(_message.Message):
     version: _builtins.int
     """version of the workflow that is in force."""
     workflow_active: _builtins.bool
-    """workflow_active says whether the workflow is active; a trigger of an inactive one starts nothing."""
+    """workflow_active says whether the workflow is active; a trigger of an inactive one starts nothing by itself."""
     paused: _builtins.bool
     """paused says whether somebody has paused it."""
     paused_by: _builtins.str
