@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.taskforge-dev
 PYTEST := $(BIN)/python -m pytest -q
+# Tests of daemons wait more than they compute. A file stays with one worker: its tests may share a daemon.
+PARALLEL = -n $(or $(WORKERS),3) --dist loadfile
 PROTOS := $(wildcard protos/taskforge/v1/*.proto)
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
@@ -34,11 +36,11 @@ demo: $(STAMP) ## see it work: a GitHub release, verified, stored, run, watched,
 
 .PHONY: test
 test: $(STAMP) ## run all tests
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(PARALLEL) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## run the tests that need no daemon process
-	@$(PYTEST) --ignore=tests/crash $(ARGS)
+	@$(PYTEST) $(PARALLEL) --ignore=tests/crash $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, import directions, protos
