@@ -36,7 +36,12 @@ demo: $(STAMP) ## see it work: a GitHub release, verified, stored, run, watched,
 
 .PHONY: test
 test: $(STAMP) ## run all tests
+ifeq ($(ARGS),)
+	@$(PYTEST) $(PARALLEL) --ignore=tests/crash
+	@$(PYTEST) tests/crash # alone: a kill proves more when many runs are in flight
+else
 	@$(PYTEST) $(PARALLEL) $(ARGS)
+endif
 
 .PHONY: test-fast
 test-fast: $(STAMP) ## run the tests that need no daemon process
