@@ -85,6 +85,11 @@ class Principal:
     role: Role
     namespace_no: int | None
 
+    @property
+    def may_read(self) -> bool:
+        """Whether this caller may look at what is stored."""
+        return Role.VIEWER in GRANTS[self.role]
+
     def sees(self, namespace_no: int) -> bool:
         """Whether the namespace is open to this caller."""
         return self.namespace_no is None or self.namespace_no == namespace_no

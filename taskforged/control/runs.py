@@ -23,6 +23,7 @@ from taskforged.errors import (
     ConflictError,
     FailedPreconditionError,
     InvalidArgumentError,
+    TaskforgeError,
     Violation,
 )
 from taskforged.host.feed import Feed
@@ -101,11 +102,12 @@ class Runs:
         if not 0 <= wait_s <= WAIT_S_MAX:
             message = f"must be between 0 s and {WAIT_S_MAX:g} s"
             raise InvalidArgumentError(f"wait {message}", violations=[Violation("wait", message)])
-        prepared = await self._prepare(principal, namespace_no, request)
         try:
+            prepared = await self._prepare(principal, namespace_no, request)
             await self._starter.create([prepared])
-        except ConflictError:
-            return await self._repeated(principal, namespace_no, request, wait_s)
+        except TaskforgeError as error:
+            # Whoever repeats a call gets what it has started, whatever has become of limits and contracts since then.
+            return await self._repeated(principal, namespace_no, request, wait_s, error)
         run = prepared.run
         if wait_s and not run.ended_at:
             run = await self._runner.wait_end(prepared, wait_s) or (await self._views.load(principal, run.run_id)).run
@@ -241,11 +243,16 @@ class Runs:
                 metadata={"workflow": workflow.name, "namespace": name},
             )
 
-    async def _repeated(self, principal: Principal, namespace_no: int, request: StartRequest, wait_s: float) -> RunView:
-        """Answer the run that this request id has started before."""
-        row = await self._runs.by_request(namespace_no, request.request_id) if request.request_id else None
+    async def _repeated(
+        self, principal: Principal, namespace_no: int, request: StartRequest, wait_s: float, refusal: TaskforgeError
+    ) -> RunView:
+        """Answer the run that this request id has started before; without one, what was refused stays refused."""
+        is_usable = 0 < len(request.request_id) <= REQUEST_ID_MAX
+        row = await self._runs.by_request(namespace_no, request.request_id) if is_usable else None
+        if row is None and isinstance(refusal, ConflictError):
+            raise ConflictError("the run could not be stored; try again") from refusal
         if row is None:
-            raise ConflictError("the run could not be stored; try again")
+            raise refusal
         if row.request_digest != _digest(request):
             raise used(request.request_id, row)
         if wait_s:

@@ -58,6 +58,17 @@ def event_to_proto(view: EventView, namespace: str, *, whole: bool) -> event_pb2
     return message
 
 
+def receipt_to_proto(view: EventView, namespace: str) -> event_pb2.Event:
+    """Answer what became of an event for somebody who may cause one and not read: no contents, no values seen."""
+    message = event_to_proto(view, namespace, whole=False)
+    for verdict in message.verdicts:
+        if verdict.clause:
+            verdict.reason = "its condition was not met"
+        verdict.ClearField("clause")
+        verdict.ClearField("values_json")
+    return message
+
+
 def _encoding(headers: Mapping[str, str], content_type: str, body: bytes) -> str:
     try:
         return decode(headers.get("content-type", content_type), body, load_stored)[1]

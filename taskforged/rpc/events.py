@@ -18,7 +18,7 @@ from taskforged.control.publishing import EventBus, Publication
 from taskforged.control.replays import REPLAYS_MAX, ReplayRequest, Replays
 from taskforged.control.views import RunViews
 from taskforged.rpc import convert
-from taskforged.rpc.convert_triggers import event_to_proto, outcome_names
+from taskforged.rpc.convert_triggers import event_to_proto, outcome_names, receipt_to_proto
 from taskforged.rpc.guard import caller
 from taskforged.store.events import EventFilter
 
@@ -66,7 +66,10 @@ class EventServicer(grpc_base.EventServiceServicer):
         namespace_no = self._access.enter(caller(), request.namespace)
         wanted = Publication(request.type, request.data_json, subject=request.subject)
         row = await self._bus.publish(caller(), namespace_no, wanted, request_id=request.request_id)
-        return pb.PublishEventResponse(event=self._message(await self._events.view(row)))
+        view = await self._events.view(row)
+        if caller().may_read:
+            return pb.PublishEventResponse(event=self._message(view))
+        return pb.PublishEventResponse(event=receipt_to_proto(view, self._access.namespace_name(namespace_no)))
 
     async def ReplayEvent(self, request: pb.ReplayEventRequest, _: Any) -> pb.ReplayEventResponse:
         body = request.body if request.HasField("body") else None

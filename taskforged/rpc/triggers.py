@@ -19,6 +19,7 @@ from taskforged.rpc.convert import micros
 from taskforged.rpc.convert_triggers import (
     due_to_proto,
     event_to_proto,
+    receipt_to_proto,
     slot_outcomes,
     slot_to_proto,
     trigger_to_proto,
@@ -75,8 +76,10 @@ class TriggerServicer(grpc_base.TriggerServiceServicer):
         found = await self._named(request)
         wanted = FireRequest(request.payload_json, dict(request.headers), request.type, request.request_id)
         row = await self._triggers.fire(caller(), found, wanted)
-        namespace = self._access.namespace_name(row.namespace_no)
-        return pb.FireTriggerResponse(event=event_to_proto(await self._events.view(row), namespace, whole=True))
+        view, namespace = await self._events.view(row), self._access.namespace_name(row.namespace_no)
+        may_read = caller().may_read
+        event = event_to_proto(view, namespace, whole=True) if may_read else receipt_to_proto(view, namespace)
+        return pb.FireTriggerResponse(event=event)
 
     async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, _: Any) -> pb.PreviewScheduleResponse:
         if bool(request.expression) == bool(request.workflow):

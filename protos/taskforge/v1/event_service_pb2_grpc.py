@@ -95,7 +95,7 @@ class EventServiceServicer:
 
     def PublishEvent(self, request, context):
         """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
-        Needs role `trigger`.
+        A caller that may not read gets the event without its contents. Needs role `trigger`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class EventServiceStub:
     """
     PublishEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventRequest, _event_service_pb2.PublishEventResponse]
     """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
-    Needs role `trigger`.
+    A caller that may not read gets the event without its contents. Needs role `trigger`.
     """
     ReplayEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventRequest, _event_service_pb2.ReplayEventResponse]
     """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
@@ -71,7 +71,7 @@ class EventServiceAsyncStub(EventServiceStub):
     """
     PublishEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.PublishEventRequest, _event_service_pb2.PublishEventResponse]  # type: ignore[assignment]
     """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
-    Needs role `trigger`.
+    A caller that may not read gets the event without its contents. Needs role `trigger`.
     """
     ReplayEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ReplayEventRequest, _event_service_pb2.ReplayEventResponse]  # type: ignore[assignment]
     """ReplayEvent offers an event again, as a new event with its lineage, to the triggers as they are now. The signature
@@ -120,7 +120,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.PublishEventResponse, _abc.Awaitable[_event_service_pb2.PublishEventResponse]]:
         """PublishEvent stores an internal event; the triggers that ask for its type are asked at once and after any crash.
-        Needs role `trigger`.
+        A caller that may not read gets the event without its contents. Needs role `trigger`.
         """
 
     @_abc_1.abstractmethod

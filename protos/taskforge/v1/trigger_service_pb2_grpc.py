@@ -120,7 +120,8 @@ class TriggerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FireTrigger(self, request, context):
-        """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. Needs role
+        """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. A caller
+        that may not read gets the event without contents and without the values that a condition saw. Needs role
         `trigger`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -47,7 +47,8 @@ class TriggerServiceStub:
     ResumeTrigger: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.ResumeTriggerRequest, _trigger_service_pb2.ResumeTriggerResponse]
     """ResumeTrigger ends a pause; what fell due meanwhile follows the misfire policy. Idempotent. Needs role `operator`."""
     FireTrigger: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.FireTriggerRequest, _trigger_service_pb2.FireTriggerResponse]
-    """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. Needs role
+    """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. A caller
+    that may not read gets the event without contents and without the values that a condition saw. Needs role
     `trigger`.
     """
     PreviewSchedule: _grpc.UnaryUnaryMultiCallable[_trigger_service_pb2.PreviewScheduleRequest, _trigger_service_pb2.PreviewScheduleResponse]
@@ -82,7 +83,8 @@ class TriggerServiceAsyncStub(TriggerServiceStub):
     ResumeTrigger: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.ResumeTriggerRequest, _trigger_service_pb2.ResumeTriggerResponse]  # type: ignore[assignment]
     """ResumeTrigger ends a pause; what fell due meanwhile follows the misfire policy. Idempotent. Needs role `operator`."""
     FireTrigger: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.FireTriggerRequest, _trigger_service_pb2.FireTriggerResponse]  # type: ignore[assignment]
-    """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. Needs role
+    """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. A caller
+    that may not read gets the event without contents and without the values that a condition saw. Needs role
     `trigger`.
     """
     PreviewSchedule: _aio.UnaryUnaryMultiCallable[_trigger_service_pb2.PreviewScheduleRequest, _trigger_service_pb2.PreviewScheduleResponse]  # type: ignore[assignment]
@@ -144,7 +146,8 @@ class TriggerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trigger_service_pb2.FireTriggerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trigger_service_pb2.FireTriggerResponse, _abc.Awaitable[_trigger_service_pb2.FireTriggerResponse]]:
-        """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. Needs role
+        """FireTrigger asks a trigger by hand, with a payload in place of what it waits for; it may be paused. A caller
+        that may not read gets the event without contents and without the values that a condition saw. Needs role
         `trigger`.
         """
 
