@@ -117,6 +117,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limits", "disk_free_mib", 64, _integer(0, 1 << 30), "space that new work leaves free; 0: none"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
+    Setting("log", "stall", 2.0, _seconds(0, 3600), "log where the event loop stands when it is blocked for longer"),
 )
 
 

@@ -114,6 +114,8 @@ class Daemon:
     async def _start(self, store: Store, stack: contextlib.AsyncExitStack) -> Parts:
         """Start everything; whatever was started is stopped again when something behind it fails."""
         parts = build(self._config, self._clock, store, self.info, _read_master_key(self._config.master_key))
+        parts.pulse.start()
+        stack.callback(parts.pulse.stop)
         await parts.access.start()
         await parts.access.adopt(_read_token(self._config.token))
         await parts.namespaces.start()

@@ -35,6 +35,7 @@ from taskforged.control.workflows import Workflows
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
 from taskforged.host.logbook import LogBook
+from taskforged.host.pulse import Pulse
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
 from taskforged.rpc.server import Controls, RpcServer
@@ -69,6 +70,7 @@ class Parts:
     consumer: EventConsumer
     executors: Sequence[StepExecutor]
     book: LogBook
+    pulse: Pulse
 
 
 @dataclass(slots=True)
@@ -134,6 +136,7 @@ def build(config: Config, clock: Clock, store: Store, info: Info, master_key: by
         consumer=reactions.consumer,
         executors=host.executors,
         book=host.book,
+        pulse=Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall")),
     )
 
 

@@ -71,6 +71,8 @@ _CONFIG = """\
 # level = "info"
 # auto, json or pretty. auto: pretty on a terminal, else JSON lines.
 # format = "auto"
+# Seconds for which the event loop may be blocked before the log says where in the code it stands; 0: for ever.
+# stall = 2.0
 """
 
 

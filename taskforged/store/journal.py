@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import structlog
 
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
+from taskforged.meters import COUNTS, SHORT_S, Histogram
 from taskforged.store.changes import RunChange, StaleWriteError, write_changes
 from taskforged.store.threads import ConnectionThread
 
@@ -51,11 +53,15 @@ class Write(Generic[T]):
 
 @dataclass(slots=True)
 class JournalStats:
-    """Counters since the start."""
+    """Counters since the start; `commit_began` is 0.0 while no commit is under way, else by `time.monotonic`."""
 
     commits: int = 0
     writes: int = 0
     largest_batch: int = 0
+    failures: int = 0
+    commit_began: float = 0.0
+    sizes: Histogram = field(default_factory=lambda: Histogram(COUNTS))
+    durations: Histogram = field(default_factory=lambda: Histogram(SHORT_S))
 
 
 class Journal:
@@ -83,6 +89,16 @@ class Journal:
         self._wake.set()
         if self._task is not None:
             await self._task
+
+    @property
+    def waiting(self) -> int:
+        """How many writes wait for the next commit."""
+        return len(self._waiting)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it can write no more."""
+        return self._failure is not None
 
     def submit(self, write: Write[T]) -> asyncio.Future[T]:
         """Hand in a write; the future is done when it is on disk, or has failed with nothing of it written.
@@ -119,22 +135,29 @@ class Journal:
         size = min(len(self._waiting), BATCH_MAX)
         batch = [self._waiting.popleft() for _ in range(size)]
         writes = [write for write, _ in batch]
+        began = self.stats.commit_began = time.monotonic()
         try:
             outcomes = await self._connection.run(lambda connection: _commit(connection, writes))
         except sqlite3.Error as error:
             outcomes = [_translate(error)] * size
+            self.stats.failures += 1
             self._check_fatal(error)
         except Exception as error:  # noqa: BLE001  task boundary: without it every later caller would wait for ever
             _log.error("store.not_written", exc_info=error)
             outcomes = [_translate(error)] * size
-        self._count(size)
+            self.stats.failures += 1
+        self._count(size, time.monotonic() - began)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             _settle(future, outcome)
 
-    def _count(self, size: int) -> None:
-        self.stats.commits += 1
-        self.stats.writes += size
-        self.stats.largest_batch = max(self.stats.largest_batch, size)
+    def _count(self, size: int, took_s: float) -> None:
+        stats = self.stats
+        stats.commit_began = 0.0
+        stats.commits += 1
+        stats.writes += size
+        stats.largest_batch = max(stats.largest_batch, size)
+        stats.sizes.observe(size)
+        stats.durations.observe(took_s)
 
     def _check_fatal(self, error: sqlite3.Error) -> None:
         if _error_name(error).startswith("SQLITE_FULL"):
