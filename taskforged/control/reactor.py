@@ -21,6 +21,7 @@ from taskforged.engine.events import CreateRun, rfc3339
 from taskforged.engine.keys import derived_id
 from taskforged.engine.model import Json
 from taskforged.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from taskforged.host.admission import PENDING_RUNS
 from taskforged.host.runner import PreparedRun
 from taskforged.jsonvalue import to_text
 from taskforged.language.definition import Definition, Source
@@ -211,7 +212,7 @@ class Reactor:
         except (InvalidArgumentError, FailedPreconditionError) as error:
             return {**record, "reason": error.message}
         except ResourceExhaustedError as error:
-            if not start.namespace:
+            if not start.namespace and not _fills_the_line(prepared, error):
                 raise  # all of it waits
             return {**record, "reason": error.message}  # one tenant without room must not hold up the others
         prepared.append(run)
@@ -295,6 +296,11 @@ class Reactor:
             depth=event.depth,
             run_no=event.run_no,
         )
+
+
+def _fills_the_line(prepared: Sequence[PreparedRun], error: ResourceExhaustedError) -> bool:
+    """Whether one event wants more runs than may ever wait at once: it would wait for room for ever."""
+    return error.reason == PENDING_RUNS and len(prepared) >= int(error.metadata["limit"])
 
 
 _LOOPS = "the chain of events and runs that led here is too long; it looks like a loop"

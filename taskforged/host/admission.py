@@ -25,13 +25,16 @@ from typing import Literal, NamedTuple
 from taskforged.errors import ResourceExhaustedError
 from taskforged.host.limits import PRIORITY_MAX, FairShare, Limits
 
-__all__ = ["HOLDERS_MAX", "RETRY_AFTER_S", "Admission", "Blocker", "Ticket"]
+__all__ = ["HOLDERS_MAX", "PENDING_RUNS", "RETRY_AFTER_S", "Admission", "Blocker", "Ticket"]
 
 HOLDERS_MAX = 20
 """Holders that an explanation names: more than a person reads."""
 
 RETRY_AFTER_S = 5.0
 """What a caller is told who meets a full line. Nobody knows better: it depends on how long others run."""
+
+PENDING_RUNS = "PENDING_RUNS"
+"""The reason of the error for a full line."""
 
 _NO_MASK = (1 << 60) - 1
 _UNLIMITED = 1 << 62
@@ -460,6 +463,6 @@ def _full(who: str, pending: int, limit: int) -> ResourceExhaustedError:
     return ResourceExhaustedError(
         f"{who} has {pending} pending runs, and may have {limit}",
         retry_after_s=RETRY_AFTER_S,
-        reason="PENDING_RUNS",
+        reason=PENDING_RUNS,
         metadata={"pending": str(pending), "limit": str(limit)},
     )

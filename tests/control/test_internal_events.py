@@ -405,6 +405,18 @@ async def test_a_namespace_that_is_full_does_not_hold_up_the_others(own):
     assert sum(one.outcome == "PENDING" for one in await full.listed(type="a")) >= 400
 
 
+async def test_an_event_that_wants_more_runs_than_may_ever_wait_starts_what_fits(own):
+    small = await own.fresh()
+    await small("SetNamespace", name=small.namespace, running_runs_max=1, pending_runs_max=3)
+    await small.apply(heard("each", "many", rules="    for_each: event.body.items", steps=HOLD))
+    event = await small.publish("many", {"items": list(range(8))})
+    assert event.outcome == "ACCEPTED"
+    refused = [item for item in event.verdict["each/got"].items if not item.run_id]
+    assert len(event.runs) in {3, 4}, "those that may wait, and the one that may run"
+    assert len(refused) == 8 - len(event.runs)
+    assert all("may have 3" in item.reason for item in refused)
+
+
 async def test_an_event_that_breaks_its_listener_does_not_hold_up_others(board):
     await board.apply(heard("breaks", "a", rules="    if: event.body.deep.er == 1"))
     await board.apply(
