@@ -788,3 +788,14 @@ async def test_a_redirect_is_an_answer_to_what_was_sent(http, serve):
 async def test_it_must_be_started():
     with pytest.raises(RuntimeError):
         await HttpExecutor().execute(task("http://127.0.0.1/"))
+
+
+async def test_a_failure_names_method_and_path_and_neither_query_nor_user(http, serve):
+    server = await serve(answer(404))
+    url = server.url.replace("//", "//alice:pass@") + "/some/path?key=value#end"
+    failed = await http.execute(task(url, method="POST"))
+    assert failed.message == f"POST {server.url}/some/path answered 404"
+    gone = await http.execute(task("http://alice:pass@127.0.0.1:1/some/path?key=value"))
+    assert gone.message.startswith("GET http://127.0.0.1:1/some/path: no connection")
+    long = await call(http, server, "/" + "x" * 5000)
+    assert len(long.message) < 300
