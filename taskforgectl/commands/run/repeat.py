@@ -25,7 +25,7 @@ _request_option = click.option("--request-id", metavar="ID", help="Makes a repea
 @outcome_options
 @click.pass_context
 def _retry(context: click.Context, *, run_id: str, request_id: str | None, outcome: Outcome) -> None:
-    """Retry a run that failed, died or was cancelled: a new run that takes over what had succeeded."""
+    """Retry a run that failed, died or was cancelled. The new run takes over what had succeeded."""
     settings: Settings = context.obj
     request = pb.RetryRunRequest(run_id=run_id, request_id=request_id or str(uuid.uuid4()))
     with Connection(settings) as connection:
@@ -51,7 +51,7 @@ def _rerun(
     request_id: str | None,
     outcome: Outcome,
 ) -> None:
-    """Run one that has ended once more: a new run with the same input, from the beginning or from a step."""
+    """Run one that has ended once more. The new run has the same input; it begins anew, or at a step."""
     if version is not None and newest:
         raise CliError("--version and --newest exclude each other", code=EXIT_USAGE)
     settings: Settings = context.obj

@@ -25,7 +25,7 @@ from taskforgectl.render.output import note, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 
-__all__ = ["graph"]
+__all__ = ["verbs"]
 
 _FORMATS: Mapping[str, Callable[[Drawing], Iterator[str]]] = {
     "text": draw_text,
@@ -119,3 +119,6 @@ def _print(settings: Settings, drawing: Drawing, form: str) -> None:
 
 def _styled(text: str, part: str) -> str:
     return click.style(text, **_STYLES[part]) if text.strip() else text
+
+
+verbs = (graph,)

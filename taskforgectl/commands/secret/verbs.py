@@ -19,7 +19,7 @@ from taskforgectl.render.output import echo, note, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, local_time, show_table
 
-__all__ = ["command"]
+__all__ = ["verbs"]
 
 
 @click.group("secret", cls=Noun)
@@ -83,3 +83,6 @@ def delete(settings: Settings, name: str) -> None:
         method = connection.stub(SecretServiceStub).DeleteSecret
         connection.tell(method, pb.DeleteSecretRequest(namespace=settings.namespace, name=name))
     note(settings, f"{name}  deleted")
+
+
+verbs = tuple(command.commands.values())

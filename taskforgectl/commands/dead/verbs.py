@@ -24,7 +24,7 @@ from taskforgectl.render.runs import STEP_COLUMNS, condensed, error_text
 from taskforgectl.render.tables import Column, local_time, show_details, show_table
 from taskforgectl.times import parse_time
 
-__all__ = ["command"]
+__all__ = ["verbs"]
 
 _STATES = [one.name.removeprefix("STATE_") for one in dead_letter_pb2.DeadLetter.State.DESCRIPTOR.values if one.number]
 _ANY = "ANY"
@@ -244,3 +244,6 @@ def _show_results(settings: Settings, rows: Sequence[Item], verb: str, selection
     ]
     shown = [column for column in columns if column.title not in {"NEW RUN", "ERROR"} or any(map(column.cell, rows))]
     show_table(settings, rows, shown, empty="no open dead letters fit")
+
+
+verbs = tuple(command.commands.values())

@@ -10,7 +10,6 @@ import click
 from taskforge.v1 import workflow_service_pb2 as pb
 from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
-from taskforgectl.commands.graph import graph
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError, RemoteError, Violation
 from taskforgectl.files import read_text
@@ -22,7 +21,7 @@ from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import Column, local_time, show_details, show_table
 
-__all__ = ["command"]
+__all__ = ["verbs"]
 
 _SUFFIXES = {".yaml", ".yml"}
 
@@ -48,9 +47,6 @@ _files_option = click.option(
 @click.group("workflow", cls=Noun)
 def command() -> None:
     """Apply, check, show and draw workflows."""
-
-
-command.add_command(graph)
 
 
 # --- apply and validate ----------------------------------------------------------------------------------------------
@@ -280,3 +276,6 @@ def delete(settings: Settings, name: str) -> None:
         method = connection.stub(WorkflowServiceStub).DeleteWorkflow
         connection.tell(method, pb.DeleteWorkflowRequest(namespace=settings.namespace, name=name))
     note(settings, f"{name}  deleted")
+
+
+verbs = tuple(command.commands.values())

@@ -21,7 +21,7 @@ from taskforgectl.render.output import echo, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, local_time, show_table
 
-__all__ = ["command"]
+__all__ = ["verbs"]
 
 _ROLES = ["admin", "operator", "trigger", "viewer", "worker"]
 _TTL = re.compile(r"(\d{1,6})([smhdw])")
@@ -95,3 +95,6 @@ def revoke(settings: Settings, token_id: str) -> None:
         method = connection.stub(TokenServiceStub).RevokeToken
         item = plain(connection.ask(method, pb.RevokeTokenRequest(token_id=token_id)).token)
     show_item(settings, item, key="id", people=lambda one: echo(f"{one['id']}  revoked"))
+
+
+verbs = tuple(command.commands.values())

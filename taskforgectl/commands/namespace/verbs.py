@@ -18,7 +18,7 @@ from taskforgectl.render.output import Item, echo, note, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, local_time, show_details, show_table
 
-__all__ = ["command"]
+__all__ = ["verbs"]
 
 _count = click.IntRange(0, 1_000_000_000)
 
@@ -130,3 +130,6 @@ def delete(settings: Settings, name: str) -> None:
     with Connection(settings) as connection:
         connection.tell(connection.stub(NamespaceServiceStub).DeleteNamespace, pb.DeleteNamespaceRequest(name=name))
     note(settings, f"{name}  deleted")
+
+
+verbs = tuple(command.commands.values())
