@@ -166,7 +166,7 @@ def _build_host(base: _Base) -> _Host:
         feed=base.feed,
         models=workflows,
         executors={executor.name: executor for executor in executors},
-        secret=base.secrets.value,
+        secret=base.secrets.secret,
         logs=book,
         limits=base.limits,
         pool_size=config("executor", "pool_size"),

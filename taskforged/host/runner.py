@@ -57,7 +57,7 @@ from taskforged.host.admission import Admission, Ticket
 from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
-from taskforged.steps.base import Log, Outcome, SecretLookup, StepExecutor, Succeeded, Task
+from taskforged.steps.base import Log, Outcome, SecretLookup, SecretValue, StepExecutor, Succeeded, Task
 from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
 from taskforged.store.journal import Write
 from taskforged.store.runs import RunStore
@@ -171,7 +171,7 @@ class Runner:
         feed: Feed,
         models: ModelSource,
         executors: Mapping[str, StepExecutor],
-        secret: Callable[[int, str], Awaitable[str]],
+        secret: Callable[[int, str], Awaitable[SecretValue]],
         logs: Logs,
         limits: Limits,
         pool_size: int,
@@ -877,7 +877,7 @@ class Runner:
         return outcome
 
     def _secret_lookup(self, namespace_no: int) -> SecretLookup:
-        async def lookup(name: str) -> str:
+        async def lookup(name: str) -> SecretValue:
             return await self._secret(namespace_no, name)
 
         return lookup

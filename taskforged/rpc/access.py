@@ -74,7 +74,11 @@ class SecretServicer(secret_base.SecretServiceServicer):
 
     async def SetSecret(self, request: secret_pb.SetSecretRequest, _: Any) -> secret_pb.SetSecretResponse:
         namespace_no = self._access.enter(caller(), request.namespace)
-        secret = await self._secrets.set(namespace_no, request.name, request.value)
+        if request.hosts and request.clear_hosts:
+            message = "excludes hosts"
+            raise InvalidArgumentError(f"clear_hosts {message}", violations=[Violation("clear_hosts", message)])
+        hosts = list(request.hosts) if request.hosts or request.clear_hosts else None
+        secret = await self._secrets.set(namespace_no, request.name, request.value, hosts=hosts)
         name = self._access.namespace_name(namespace_no)
         return secret_pb.SetSecretResponse(secret=convert.secret_to_proto(secret, name))
 

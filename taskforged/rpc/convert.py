@@ -321,6 +321,8 @@ def secret_to_proto(secret: SecretRecord, namespace: str) -> secret_pb2.Secret:
         version=secret.version,
         create_time=stamp(secret.created_at),
         update_time=stamp(secret.updated_at),
+        hosts=secret.hosts,
+        key_id=secret.key_id,
     )
 
 

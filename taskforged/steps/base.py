@@ -8,14 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from taskforged.engine.model import Json
+from taskforged.steps.hosts import fits
 
-__all__ = ["Failed", "Log", "Outcome", "SecretLookup", "StepExecutor", "Succeeded", "Task"]
+__all__ = ["Failed", "Log", "Outcome", "SecretLookup", "SecretValue", "StepExecutor", "Succeeded", "Task"]
 
-SecretLookup: TypeAlias = Callable[[str], Awaitable[str]]
-"""Answers the value of a secret of the run's namespace by name; raises `errors.NotFoundError`."""
+
+class SecretValue(NamedTuple):
+    """A secret for whoever uses it.
+
+    Attributes:
+        value: the text itself.
+        hosts: where it may be sent to, as patterns (see `steps.hosts`). Empty: anywhere.
+    """
+
+    value: str
+    hosts: tuple[str, ...] = ()
+
+    def may_go_to(self, host: str, port: int) -> bool:
+        """Whether the value may be sent to a host, named as in a URL."""
+        return not self.hosts or any(fits(pattern, host, port) for pattern in self.hosts)
+
+
+SecretLookup: TypeAlias = Callable[[str], Awaitable[SecretValue]]
+"""Answers a secret of the run's namespace by name; raises `errors.NotFoundError`."""
 
 Log: TypeAlias = Callable[[str, str], None]
 """Takes a line of the attempt's log: the stream (`stdout`, `stderr` or `system`) and the text, secrets masked. Never

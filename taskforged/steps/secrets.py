@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 from urllib.parse import quote, quote_plus
 
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.jsonvalue import to_text
-from taskforged.steps.base import SecretLookup
+from taskforged.steps.base import SecretLookup, SecretValue
 
-__all__ = ["LENGTH_MIN", "MASK", "mask", "resolve_references"]
+__all__ = ["LENGTH_MIN", "MASK", "Admit", "mask", "resolve_references"]
 
 MASK = "***"
 LENGTH_MIN = 4
@@ -32,23 +32,42 @@ _SECRET, _CONCAT = "$secret", "$concat"
 _URLSAFE = str.maketrans("+/", "-_")
 
 
-async def resolve_references(value: Json, lookup: SecretLookup) -> tuple[Json, frozenset[str]]:
+Admit: TypeAlias = Callable[[str, SecretValue], None]
+"""Takes the name and the secret before it is used; raises `errors.InvalidArgumentError` to refuse it."""
+
+
+def _refuse_bound(name: str, secret: SecretValue) -> None:
+    if secret.hosts:
+        raise InvalidArgumentError(
+            f"the secret {name} may only be sent to {', '.join(secret.hosts)}, which this kind of step cannot see to;"
+            " use it in an http step, or another secret here",
+            metadata={"secret": name},
+        )
+
+
+async def resolve_references(
+    value: Json, lookup: SecretLookup, *, admit: Admit = _refuse_bound
+) -> tuple[Json, frozenset[str]]:
     """Answer `value` with every reference replaced, and the values of the secrets that it took; `value` is not changed.
 
-    Each secret is looked up once.
+    Each secret is looked up once. Whoever can keep a secret to its hosts says so with `admit`; without, a secret that
+    is limited to hosts is refused.
 
     Raises:
         NotFoundError: a secret does not exist; `metadata["secret"]` is its name.
-        InvalidArgumentError: a reference is malformed.
+        InvalidArgumentError: a reference is malformed, or a secret may not be used here.
     """
     text = to_text(value)
     if f'"{_SECRET}"' not in text and f'"{_CONCAT}"' not in text:
         return value, frozenset()  # most have none: one search through the text is cheaper than the walk
-    secrets = {name: await _look_up(name, lookup) for name in sorted(set(_names(value)))}
+    found = {name: await _look_up(name, lookup) for name in sorted(set(_names(value)))}
+    for name, secret in found.items():
+        admit(name, secret)
+    secrets = {name: secret.value for name, secret in found.items()}
     return _fill(value, secrets), frozenset(secrets.values())
 
 
-async def _look_up(name: str, lookup: SecretLookup) -> str:
+async def _look_up(name: str, lookup: SecretLookup) -> SecretValue:
     try:
         return await lookup(name)
     except NotFoundError:

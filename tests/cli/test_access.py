@@ -18,6 +18,20 @@ def test_secrets_from_stdin_and_files_never_come_back(ctl, tmp_path):
     ctl.error("secret", "delete", "CLI_B", code=3)
 
 
+def test_the_hosts_of_a_secret_stay_until_they_are_changed(ctl):
+    made = ctl.json("secret", "set", "CLI_H", "--host", "API.example.com", "--host", "*.example.org:443", stdin="v1")
+    assert made["hosts"] == ["*.example.org:443", "api.example.com"]
+    assert ctl.json("secret", "set", "CLI_H", stdin="v2")["hosts"] == made["hosts"]
+    assert "*.example.org:443, api.example.com" in ctl("secret", "list")
+    assert ctl.json("secret", "set", "CLI_H", "--host", "10.0.0.1", stdin="v3")["hosts"] == ["10.0.0.1"]
+    assert ctl.json("secret", "set", "CLI_H", "--any-host", stdin="v4")["hosts"] == []
+    ctl.error("secret", "set", "CLI_H", "--any-host", "--host", "a.example", code=2, stdin="v")
+    assert "must be a host name" in ctl.error(
+        "secret", "set", "CLI_H", "--host", "https://a.example/", code=2, stdin="v"
+    )
+    assert ctl.json("secret", "list")[0]["version"] == 4
+
+
 def test_secrets_that_cannot_be(ctl, tmp_path):
     ctl.error("secret", "set", "lower", code=2, stdin="x")
     ctl.error("secret", "set", "CLI_EMPTY", code=2, stdin="\n")

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from taskforged.errors import NotFoundError
-from taskforged.steps.base import Failed, Succeeded, Task
+from taskforged.steps.base import Failed, SecretValue, Succeeded, Task
 from taskforged.steps.http import HttpExecutor
 
 SHORT = 0.2
@@ -101,7 +101,7 @@ async def http():
 async def vault(name):
     if name not in VAULT:
         raise NotFoundError(name)
-    return VAULT[name]
+    return SecretValue(VAULT[name])
 
 
 def task(url, timeout_s=GUARD, **config):

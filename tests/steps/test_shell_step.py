@@ -18,7 +18,7 @@ import uvloop
 from taskforged.config import load_config
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.steps import shell as module
-from taskforged.steps.base import Failed, Succeeded, Task
+from taskforged.steps.base import Failed, SecretValue, Succeeded, Task
 from taskforged.steps.shell import ShellExecutor
 
 SH = "/bin/sh"
@@ -35,7 +35,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 async def vault(name):
     if name not in VAULT:
         raise NotFoundError(name)
-    return VAULT[name]
+    return SecretValue(VAULT[name])
 
 
 class Logged(list):

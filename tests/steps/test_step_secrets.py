@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskforged.errors import InvalidArgumentError, NotFoundError
+from taskforged.steps.base import SecretValue
 from taskforged.steps.secrets import LENGTH_MIN, MASK, mask, resolve_references
 
 VAULT = {"TOKEN": "s3cr3t-value", "USER": "ada", "KEY": "line one\nline two\n"}
+HOSTS = {}
 
 
 class Vault:
@@ -21,7 +23,7 @@ class Vault:
     async def __call__(self, name):
         self.asked.append(name)
         try:
-            return VAULT[name]
+            return SecretValue(VAULT[name], HOSTS.get(name, ()))
         except KeyError:
             raise NotFoundError("no such row") from None
 
@@ -175,3 +177,15 @@ def test_a_secret_inside_an_encoded_header():
 def test_without_secrets_the_same_object_comes_back():
     value = {"a": ["b"]}
     assert mask(value, []) is value
+
+
+async def test_a_secret_with_hosts_is_for_whoever_can_see_to_them(monkeypatch):
+    monkeypatch.setitem(HOSTS, "TOKEN", ("api.example.com",))
+    value = {"a": {"$secret": "TOKEN"}, "b": {"$secret": "USER"}}
+    with pytest.raises(InvalidArgumentError, match=r"TOKEN may only be sent to api\.example\.com") as caught:
+        await resolve_references(value, Vault())
+    assert caught.value.metadata == {"secret": "TOKEN"}
+    seen = {}
+    resolved, _ = await resolve_references(value, Vault(), admit=seen.__setitem__)
+    assert resolved == {"a": VAULT["TOKEN"], "b": VAULT["USER"]}
+    assert {name: secret.hosts for name, secret in seen.items()} == {"TOKEN": ("api.example.com",), "USER": ()}

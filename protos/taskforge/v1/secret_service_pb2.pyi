@@ -28,22 +28,35 @@ class SetSecretRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    CLEAR_HOSTS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """namespace that may use it. Empty means `default`."""
     name: _builtins.str
     """name as in `secrets.NAME`: `[A-Z][A-Z0-9_]{0,62}`. Required."""
     value: _builtins.str
     """value in UTF-8, 1 byte to 64 KiB. Required."""
+    clear_hosts: _builtins.bool
+    """clear_hosts lets the value be sent anywhere from now on. Excludes `hosts`."""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """hosts that an http step may send the value to: a name, an address or `*.example.com` (every name below it, not
+        itself), each with an optional `:port`. At most 50. Empty keeps those of the value before; a new secret then has
+        none and may be sent anywhere. Only http steps can use a secret that has hosts; webhooks verify with it all the same.
+        """
+
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         name: _builtins.str = ...,
         value: _builtins.str = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        clear_hosts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_hosts", b"clear_hosts", "hosts", b"hosts", "name", b"name", "namespace", b"namespace", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

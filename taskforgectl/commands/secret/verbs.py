@@ -11,6 +11,7 @@ from taskforge.v1 import secret_service_pb2 as pb
 from taskforge.v1.secret_service_pb2_grpc import SecretServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.errors import EXIT_USAGE, CliError
 from taskforgectl.files import read_text
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
@@ -30,17 +31,26 @@ def command() -> None:
 @command.command("set")
 @click.argument("name")
 @click.option("--value-file", "file", metavar="FILE", help="Take the value from a file; - is stdin.")
+@click.option("--host", "hosts", multiple=True, metavar="HOST", help="Where it may be sent to; repeatable.")
+@click.option("--any-host", is_flag=True, help="It may be sent anywhere, whatever was said before.")
 @click.pass_obj
-def set_(settings: Settings, name: str, file: str | None) -> None:
+def set_(settings: Settings, *, name: str, file: str | None, hosts: tuple[str, ...], any_host: bool) -> None:
     """Create or replace a secret.
 
     The value comes from --value-file, else from stdin, else from a hidden prompt; never from the command line, where
     other processes and the shell's history see it. One line feed at the end is not part of it.
+
+    HOST is api.example.com, an address, or *.example.com for every name below, each with an optional :port. Only http
+    steps can use a secret that has hosts. Without --host those of the value before stay.
     """
+    if hosts and any_host:
+        raise CliError("--host and --any-host exclude each other", code=EXIT_USAGE)
     value = _read_value(name, file)
     with Connection(settings) as connection:
         method = connection.stub(SecretServiceStub).SetSecret
-        request = pb.SetSecretRequest(namespace=settings.namespace, name=name, value=value)
+        request = pb.SetSecretRequest(
+            namespace=settings.namespace, name=name, value=value, hosts=hosts, clear_hosts=any_host
+        )
         item = plain(connection.tell(method, request).secret)
     show_item(settings, item, key="name", people=lambda one: echo(f"{one['name']}  version {one['version']}  set"))
 
@@ -68,6 +78,7 @@ def list_(settings: Settings, limit: int) -> None:
     columns = [
         Column("NAME", lambda one: one["name"]),
         Column("VERSION", lambda one: one["version"]),
+        Column("HOSTS", lambda one: ", ".join(one["hosts"]) or "any"),
         Column("SET", lambda one: local_time(one["update_time"])),
     ]
     empty = "no secrets yet; set one with `taskforgectl secret set NAME`"

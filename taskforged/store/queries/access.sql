@@ -13,15 +13,17 @@ UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL
 UPDATE tokens SET last_used_at = ? WHERE id = ?
 
 -- save_secret --
-INSERT INTO secrets (namespace_no, name, version, nonce, ciphertext, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO secrets (namespace_no, name, version, nonce, ciphertext, created_at, updated_at, hosts, key_id)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (namespace_no, name) DO UPDATE SET version = excluded.version, nonce = excluded.nonce,
-  ciphertext = excluded.ciphertext, updated_at = excluded.updated_at
+  ciphertext = excluded.ciphertext, updated_at = excluded.updated_at, hosts = excluded.hosts, key_id = excluded.key_id
 
 -- secret --
-SELECT name, version, nonce, ciphertext, created_at, updated_at FROM secrets WHERE namespace_no = ? AND name = ?
+SELECT version, nonce, ciphertext, hosts, created_at FROM secrets WHERE namespace_no = ? AND name = ?
 
 -- list_secrets --
-SELECT name, version, created_at, updated_at FROM secrets WHERE namespace_no = ? AND name > ? ORDER BY name LIMIT ?
+SELECT name, version, created_at, updated_at, hosts, key_id FROM secrets WHERE namespace_no = ? AND name > ?
+ORDER BY name LIMIT ?
 
 -- delete_secret --
 DELETE FROM secrets WHERE namespace_no = ? AND name = ?
