@@ -7,6 +7,7 @@ names the place: a typo must not silently mean the default.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from taskforged.errors import InvalidArgumentError
 
-__all__ = ["SETTINGS", "Config", "Setting", "load_config"]
+__all__ = ["SETTINGS", "Config", "Setting", "is_loopback", "load_config"]
 
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
@@ -52,9 +53,16 @@ def _listen(value: Any) -> str:
     host, colon, port = str(value).rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65_535:
         raise ValueError("must be HOST:PORT, for example 127.0.0.1:7420; port 0 picks a free one")
-    if host.strip("[]") not in {"127.0.0.1", "::1", "localhost"}:
-        raise ValueError("must be a loopback address: beyond loopback TLS is needed, which this version does not have")
     return str(value)
+
+
+def is_loopback(listen: str) -> bool:
+    """Answer whether HOST:PORT can be reached from this machine only."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _switch(value: Any) -> bool:
@@ -63,6 +71,16 @@ def _switch(value: Any) -> bool:
     if value not in {"true", "false"}:
         raise ValueError("must be true or false")
     return bool(value == "true")
+
+
+def _switch_or_auto(value: Any) -> bool | None:
+    return None if value == "auto" else _switch(value)
+
+
+def _file(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("must be the path of a file; a relative one begins at the home")
+    return value
 
 
 def _programs(value: Any) -> tuple[str, ...]:
@@ -90,9 +108,22 @@ class Setting:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("grpc", "listen", "127.0.0.1:7420", _listen, "address of the control plane"),
+    Setting("grpc", "connections_max", 1024, _integer(1, 100_000), "open connections of clients"),
     Setting("http", "listen", "127.0.0.1:7421", _listen, "address of webhooks and health checks"),
     Setting("http", "body_max", 1 << 20, _integer(1024, 64 << 20), "bytes of a webhook's body"),
     Setting("http", "connections_max", 1024, _integer(1, 100_000), "open connections of webhook senders"),
+    Setting(
+        "http",
+        "connections_per_peer",
+        0,
+        _integer(0, 100_000),
+        "the same for one address; 0: 64 beyond loopback, else no limit",
+    ),
+    Setting("http", "behind_proxy", False, _switch, "true: a reverse proxy ends TLS, so plain HTTP beyond loopback"),
+    Setting("tls", "cert", "", _file, "certificate chain in PEM, the daemon's own first; relative to the home"),
+    Setting("tls", "key", "", _file, "its private key in PEM, mode 0600"),
+    Setting("tls", "client_ca", "", _file, "gRPC clients over TCP must have a certificate of this CA"),
+    Setting("tls", "http", "auto", _switch_or_auto, "webhooks over TLS; auto: beyond loopback, not behind a proxy"),
     Setting("executor", "pool_size", 64, _integer(1, 10_000), "steps at work at once"),
     Setting("executor", "grace", 10.0, _seconds(0, 3600), "seconds that running steps have to finish at shutdown"),
     Setting(
@@ -131,6 +162,20 @@ class Config:
     def __call__(self, section: str, key: str) -> Any:
         """Answer a setting."""
         return self.values[section, key]
+
+    def file(self, section: str, key: str) -> Path | None:
+        """Answer the absolute path that a setting names, None where it names none."""
+        value = self(section, key)
+        return self.home / Path(value).expanduser() if value else None
+
+    @property
+    def https(self) -> bool:
+        """Whether webhooks come over TLS."""
+        wanted: bool | None = self("tls", "http")
+        if wanted is None:
+            behind_proxy: bool = self("http", "behind_proxy")
+            return bool(self("tls", "cert")) and not behind_proxy and not is_loopback(self("http", "listen"))
+        return wanted
 
     @property
     def database(self) -> Path:
@@ -179,7 +224,30 @@ def load_config(home: Path | None, file: Path | None, environment: Mapping[str, 
     home = home.expanduser().absolute()
     stored = _read(file or home / "config.toml", required=file is not None)
     values = {(s.section, s.key): _value(s, stored, environment) for s in SETTINGS}
-    return Config(home, values)
+    config = Config(home, values)
+    _check_reach(config, lambda *name: _place(name, stored, environment))
+    return config
+
+
+def _check_reach(config: Config, place: Callable[[str, str], str]) -> None:
+    """Refuse what would carry tokens and secrets over a network in clear text, and halves of a TLS configuration."""
+    cert, key = config("tls", "cert"), config("tls", "key")
+    if bool(cert) != bool(key):
+        given, missing = ("cert", "key") if cert else ("key", "cert")
+        raise InvalidArgumentError(f"{place('tls', given)}: [tls] {missing} is missing; TLS needs both")
+    for name in ("client_ca", "http"):
+        if config("tls", name) and not cert:
+            raise InvalidArgumentError(f"{place('tls', name)}: needs [tls] cert and key")
+    beyond = "would carry tokens over the network in clear text"
+    mend = "set [tls] cert and key (`taskforgectl init --tls` makes them)"
+    if not cert and not is_loopback(config("grpc", "listen")):
+        tunnel = "or listen on loopback and come through SSH"
+        raise InvalidArgumentError(f"{place('grpc', 'listen')} {beyond}: {mend}, {tunnel}")
+    if not config.https and not is_loopback(config("http", "listen")) and not config("http", "behind_proxy"):
+        if config("tls", "http") is False:
+            mend = "leave [tls] http to auto"
+        proxy = "or listen on loopback behind a reverse proxy; where that is another machine, set [http] behind_proxy"
+        raise InvalidArgumentError(f"{place('http', 'listen')} {beyond}: {mend}, {proxy}")
 
 
 def _read(path: Path, *, required: bool) -> dict[tuple[str, str], tuple[Any, str]]:
@@ -210,11 +278,24 @@ def _check_known(path: Path, section: str, key: str) -> None:
         raise InvalidArgumentError(f"{path}: unknown setting {name}{hint}")
 
 
-def _value(setting: Setting, stored: Mapping[tuple[str, str], tuple[Any, str]], environment: Mapping[str, str]) -> Any:
-    value, place = stored.get((setting.section, setting.key), (setting.default, "default"))
-    if setting.variable in environment:
-        value, place = environment[setting.variable], setting.variable
+_Stored = Mapping[tuple[str, str], tuple[Any, str]]
+
+
+def _value(setting: Setting, stored: _Stored, environment: Mapping[str, str]) -> Any:
+    value, place = _find(setting, stored, environment)
     try:
         return setting.parse(value)
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"{place} = {value!r}: {error}") from None
+
+
+def _find(setting: Setting, stored: _Stored, environment: Mapping[str, str]) -> tuple[Any, str]:
+    if setting.variable in environment:
+        return environment[setting.variable], setting.variable
+    return stored.get((setting.section, setting.key), (setting.default, "default"))
+
+
+def _place(name: tuple[str, str], stored: _Stored, environment: Mapping[str, str]) -> str:
+    setting = next(s for s in SETTINGS if (s.section, s.key) == name)
+    value, place = _find(setting, stored, environment)
+    return f"{place} = {value!r}"

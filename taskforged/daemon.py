@@ -25,7 +25,7 @@ import structlog
 from taskforged import __version__
 from taskforged.clock import Clock
 from taskforged.config import Config
-from taskforged.control.access import Access, new_credential
+from taskforged.control.access import new_credential
 from taskforged.control.system import Info
 from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
 from taskforged.store.database import HomeLock
@@ -96,7 +96,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             parts = await self._start(store, stack)
             self._announce(on_ready)
-            housekeeping = asyncio.create_task(self._housekeeping(parts.access), name="housekeeping")
+            housekeeping = asyncio.create_task(self._housekeeping(parts), name="housekeeping")
             housekeeping.add_done_callback(lambda _: self._stop.set())
             await self._stop.wait()
             await self._drain(parts, housekeeping)
@@ -164,6 +164,7 @@ class Daemon:
             "pid": self.info.pid,
             "version": self.info.version,
             "grpc": self.info.grpc,
+            "certificate": str(certificate) if (certificate := self._config.file("tls", "cert")) else "",
             "http": self.info.http,
             "boot_epoch": self.info.boot_epoch,
         }
@@ -171,11 +172,13 @@ class Daemon:
         notify_systemd("READY=1")
         on_ready(self.info)
 
-    async def _housekeeping(self, access: Access) -> None:
+    async def _housekeeping(self, parts: Parts) -> None:
         while True:
+            if parts.certificates is not None:
+                parts.certificates.look_after()
             await asyncio.sleep(_HOUSEKEEPING_S)
             with contextlib.suppress(TaskforgeError):  # a full disk or a busy journal must not end the daemon
-                await access.flush_last_used()
+                await parts.access.flush_last_used()
 
     async def _drain(self, parts: Parts, housekeeping: asyncio.Task[None]) -> None:
         _log.info("daemon.draining")

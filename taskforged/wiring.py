@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taskforged.clock import Clock
-from taskforged.config import Config
+from taskforged.config import Config, is_loopback
 from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.events import Events
@@ -43,6 +43,7 @@ from taskforged.steps.base import StepExecutor
 from taskforged.steps.http import HttpExecutor
 from taskforged.steps.shell import ShellExecutor
 from taskforged.store.store import Store
+from taskforged.tls import Certificates, find_certificates
 from taskforged.triggers.cloud_events import EventGateway
 from taskforged.triggers.cron import CronScan
 from taskforged.triggers.internal import EventConsumer
@@ -50,6 +51,9 @@ from taskforged.triggers.webhook import Limits as HttpLimits
 from taskforged.triggers.webhook import WebhookListener
 
 __all__ = ["Parts", "build"]
+
+_PER_PEER = 64
+"""Open webhook connections of one address, where a network can reach us."""
 
 
 @dataclass(slots=True)
@@ -63,6 +67,7 @@ class Parts:
     runner: Runner
     timers: Timers
     feed: Feed
+    certificates: Certificates | None
     rpc: RpcServer
     http: WebhookListener
     scheduler: Scheduler
@@ -121,6 +126,7 @@ def build(config: Config, clock: Clock, store: Store, info: Info, master_key: by
     host = _build_host(base)
     reactions = _build_reactions(base, host)
     controls = _build_controls(base, host, reactions)
+    certificates = find_certificates(config)
     return Parts(
         access=base.access,
         namespaces=host.namespaces,
@@ -129,8 +135,9 @@ def build(config: Config, clock: Clock, store: Store, info: Info, master_key: by
         runner=host.runner,
         timers=Timers(store=store, clock=clock, runner=host.runner),
         feed=base.feed,
-        rpc=RpcServer(controls),
-        http=_build_http(base, host, reactions, controls),
+        certificates=certificates,
+        rpc=RpcServer(controls, certificates=certificates, connections_max=config("grpc", "connections_max")),
+        http=_build_http(base, host, reactions, controls, certificates),
         scheduler=reactions.scheduler,
         cron=reactions.cron,
         consumer=reactions.consumer,
@@ -293,7 +300,9 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
     )
 
 
-def _build_http(base: _Base, host: _Host, reactions: _Reactions, controls: Controls) -> WebhookListener:
+def _build_http(
+    base: _Base, host: _Host, reactions: _Reactions, controls: Controls, certificates: Certificates | None
+) -> WebhookListener:
     config = base.config
     inbox = WebhookInbox(
         store=base.store,
@@ -310,7 +319,11 @@ def _build_http(base: _Base, host: _Host, reactions: _Reactions, controls: Contr
     gateway = EventGateway(
         access=base.access, bus=reactions.bus, events=controls.events, requests=host.namespaces.requests
     )
-    limits = HttpLimits(body_bytes_max=config("http", "body_max"), connections_max=config("http", "connections_max"))
+    limits = HttpLimits(
+        body_bytes_max=config("http", "body_max"),
+        connections_max=config("http", "connections_max"),
+        connections_per_peer_max=_connections_per_peer(config),
+    )
     host_name, _, port = config("http", "listen").rpartition(":")
     return WebhookListener(
         inbox,
@@ -319,4 +332,12 @@ def _build_http(base: _Base, host: _Host, reactions: _Reactions, controls: Contr
         limits=limits,
         ready=lambda: base.info.state == "ready",
         gateway=gateway,
+        tls=certificates.http_context() if certificates is not None and config.https else None,
     )
+
+
+def _connections_per_peer(config: Config) -> int | None:
+    if chosen := config("http", "connections_per_peer"):
+        return int(chosen)
+    # On loopback and behind a proxy all senders have one address.
+    return None if is_loopback(config("http", "listen")) or config("http", "behind_proxy") else _PER_PEER

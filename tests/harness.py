@@ -192,7 +192,7 @@ class Daemon:
             time.sleep(0.005)
 
     def _wait_for_answer(self, deadline: float) -> None:
-        with grpc.insecure_channel(self.tcp) as channel:
+        with grpc.insecure_channel(self.info["grpc"][0]) as channel:  # the unix socket: TCP may speak TLS
             stub = system_service_pb2_grpc.SystemServiceStub(channel)
             try:
                 stub.GetInfo(

@@ -26,16 +26,32 @@ _CONFIG = """\
 # Each setting is also a variable, TASKFORGE_SECTION_KEY, which wins over this file.
 
 [grpc]
-# Address of the control plane. Loopback only; port 0 picks a free one.
+# Address of the control plane. Beyond loopback it needs [tls]; port 0 picks a free one.
 # listen = "127.0.0.1:7420"
+# Open connections of clients.
+# connections_max = 1024
 
 [http]
-# Address of webhooks and health checks. Loopback only; port 0 picks a free one.
+# Address of webhooks and health checks. Beyond loopback it needs [tls] or behind_proxy; port 0 picks a free one.
 # listen = "127.0.0.1:7421"
 # Bytes of a webhook's body.
 # body_max = 1048576
 # Open connections of webhook senders.
 # connections_max = 1024
+# The same for one address; 0: 64 beyond loopback, no limit on loopback and behind a proxy.
+# connections_per_peer = 0
+# true: a reverse proxy on another machine ends TLS, so plain HTTP beyond loopback is wanted.
+# behind_proxy = false
+
+[tls]
+# Certificate chain in PEM, the daemon's own first, and its private key. A relative path begins at the home.
+# `taskforgectl init --tls` makes both. gRPC over TCP then speaks TLS, also on loopback.
+# cert = ""
+# key = ""
+# gRPC clients over TCP must have a certificate of this CA.
+# client_ca = ""
+# true or false: webhooks over TLS or plain. "auto": TLS beyond loopback.
+# http = "auto"
 
 [executor]
 # Steps at work at once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import stat
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError
 from taskforged.rpc.access import SecretServicer, TokenServicer
+from taskforged.rpc.credentials import server_credentials
 from taskforged.rpc.dead_letters import DeadLetterServicer
 from taskforged.rpc.events import EventServicer
 from taskforged.rpc.guard import Guard
@@ -64,6 +65,7 @@ from taskforged.rpc.runs import RunServicer
 from taskforged.rpc.system import SystemServicer
 from taskforged.rpc.triggers import TriggerServicer
 from taskforged.rpc.workflows import WorkflowServicer
+from taskforged.tls import Certificates
 
 __all__ = ["Controls", "RpcServer"]
 
@@ -79,6 +81,7 @@ OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # of TLS and of HTTP/2 together; the default is two minutes
 )
 
 _SOCKET_PATH_MAX = 100
@@ -124,11 +127,19 @@ class Controls:
 
 
 class RpcServer:
-    """Listens on a unix socket and on loopback TCP."""
+    """Listens on a unix socket and on TCP.
 
-    def __init__(self, controls: Controls) -> None:
+    Args:
+        controls: the use cases.
+        certificates: what TCP is encrypted with; None: it is plain, and on loopback.
+        connections_max: open at once, on each listener; one more is closed.
+    """
+
+    def __init__(self, controls: Controls, *, certificates: Certificates | None, connections_max: int) -> None:
         self._guard = Guard(controls.access, controls.namespaces.requests)
-        self._server = grpc.aio.server(interceptors=[self._guard], options=OPTIONS)
+        options = (*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max))
+        self._server = grpc.aio.server(interceptors=[self._guard], options=options)
+        self._credentials = None if certificates is None else server_credentials(certificates)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._socket: Path | None = None
         self._add_services(controls)
@@ -185,27 +196,31 @@ class RpcServer:
             addresses.append(self._bind_socket(socket))
         addresses.append(self._bind_tcp(listen))
         await self._server.start()
-        if self._socket is not None:
-            self._socket.chmod(stat.S_IRUSR | stat.S_IWUSR)
         return addresses
 
     def _bind_socket(self, path: Path) -> str:
         path.unlink(missing_ok=True)  # a leftover: the home's lock is ours, so nobody listens on it
         address = f"unix:{path}"
-        self._bind(address)
+        before = os.umask(0o177)  # the socket is 0600 from its first moment on
+        try:
+            self._bind(address)
+        finally:
+            os.umask(before)
         self._socket = path
         return address
 
     def _bind_tcp(self, listen: str) -> str:
         host, _, port = listen.rpartition(":")
         if port == "0":
-            return f"{host}:{self._bind(listen)}"
-        self._bind(listen)
+            return f"{host}:{self._bind(listen, self._credentials)}"
+        self._bind(listen, self._credentials)
         return listen
 
-    def _bind(self, address: str) -> int:
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         try:
-            port: int = self._server.add_insecure_port(address)
+            if credentials is not None:
+                return int(self._server.add_secure_port(address, credentials))
+            return int(self._server.add_insecure_port(address))
         except RuntimeError as error:
             raise FailedPreconditionError(
                 f"cannot listen for gRPC on {address}: the address is in use or not of this machine;"
@@ -213,7 +228,6 @@ class RpcServer:
                 reason="ADDRESS_IN_USE",
                 metadata={"address": address},
             ) from error
-        return port
 
     async def serve(self) -> None:
         """Answer health checks with SERVING."""

@@ -9,7 +9,8 @@ idle, or half a later one    aiohttp's own keep-alive timer, set to `Limits.idle
 slow or endless body         `_read_slowly`: `Limits.body_s` in all, `Limits.body_bytes_max`, then 408 or 413
 a peer that does not read    `_Connection` aborts when writing was blocked for `Limits.write_s`, or when a closed
                              connection could not flush what it had for `Limits.linger_s`
-too many connections         `_Gate`: 503 and close, before anything is parsed
+too many connections         `_Gate`: 503 and close, before anything is parsed; under TLS close, before the handshake
+no end of a TLS handshake    `TlsServer`: closed after `Limits.header_s`, counted from the first byte on
 ===========================  ==================================================================================
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from taskforged.control.delivery import Delivery, Gateway, Inbox, Receipt
 from taskforged.errors import ResourceExhaustedError, UnavailableError
+from taskforged.triggers.accepting import TlsServer, bind
 
 __all__ = ["Limits", "WebhookListener"]
 
@@ -50,7 +53,8 @@ class Limits:
 
     Attributes:
         body_bytes_max: size of a body; more is answered 413. GitHub sends up to 25 MB, but only for huge pushes.
-        header_s: from the connection to the end of the first request's header.
+        header_s: from the connection to the end of the first request's header; under TLS to the end of the handshake,
+            and from there again.
         idle_s: from the end of one request to the end of the next one's header.
         body_s: from the end of the header to the end of the body; then 408.
         write_s: how long a peer may refuse to take its answer.
@@ -102,12 +106,14 @@ class _Gate:
 class _Connection(RequestHandler):
     """aiohttp's connection, with an end in every state that a peer can hold it in."""
 
-    __slots__ = ("_blocked", "_deadline", "_gate", "_peer", "_wire")
+    __slots__ = ("_admitted", "_blocked", "_deadline", "_gate", "_made", "_peer", "_wire")
 
-    def __init__(self, manager: web.Server, gate: _Gate, **options: Any) -> None:
+    def __init__(self, manager: web.Server, gate: _Gate, peer: str | None = None, **options: Any) -> None:
         super().__init__(manager, **options)
         self._gate = gate
-        self._peer = ""
+        self._admitted = peer is not None
+        self._made = False
+        self._peer = peer or ""
         self._wire: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._blocked: asyncio.TimerHandle | None = None
@@ -115,12 +121,24 @@ class _Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the connection, or answer 503 without parsing anything."""
         self._wire = cast(asyncio.Transport, transport)
-        self._peer = _address(self._wire)
-        if not self._gate.enter(self._peer):
-            self._refuse(self._wire)
-            return
+        self._made = True
+        if not self._admitted:
+            self._peer = _address(self._wire)
+            if not self._gate.enter(self._peer):
+                self._refuse(self._wire)
+                return
         super().connection_made(transport)
         self._deadline = self._loop.call_later(self._gate.limits.header_s, self._expire)
+
+    def abandon(self) -> None:
+        """Be forgotten, unless the connection was made."""
+        if not self._made:
+            self._made = True
+            self._gate.leave(self._peer)
+
+    def as_protocol(self) -> _Connection:
+        """Answer itself."""
+        return self
 
     def _refuse(self, wire: asyncio.Transport) -> None:
         self._force_close = True  # what comes in is discarded
@@ -208,6 +226,13 @@ class _Server(web.Server):
     def __call__(self) -> RequestHandler:
         return _Connection(self, self._gate, loop=self._loop, **self._kwargs)
 
+    def admit(self, peer: str) -> _Connection | None:
+        """Answer a connection that is counted already, None when there are too many."""
+        if not self._gate.enter(peer):
+            self._gate.leave(peer)
+            return None
+        return _Connection(self, self._gate, peer, loop=self._loop, **self._kwargs)
+
     def close_idle(self) -> None:
         """Close the connections on which nothing is under way."""
         for connection in self.connections:
@@ -235,6 +260,7 @@ class WebhookListener:
         ready: whether the daemon takes work, for `/readyz`.
         limits: what a peer may ask for.
         gateway: takes and gives CloudEvents below `/events/`; None: nobody does.
+        tls: what the connections are encrypted with; None: they are plain.
     """
 
     def __init__(
@@ -247,14 +273,15 @@ class WebhookListener:
         ready: Callable[[], bool] = lambda: True,
         limits: Limits | None = None,
         gateway: Gateway | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._inbox = inbox
-        self._host, self._port, self._sock = host, port, sock
+        self._host, self._port, self._sock, self._tls = host, port, sock, tls
         self._ready = ready
         self._limits = Limits() if limits is None else limits
         self._gateway = gateway
         self._server: _Server | None = None
-        self._listening: asyncio.Server | None = None
+        self._listening: asyncio.Server | TlsServer | None = None
         self._active: set[asyncio.Task[Any]] = set()
         self._buffered = 0
         self._stopping = False
@@ -276,10 +303,14 @@ class WebhookListener:
         server = _Server(self._answer, self._limits)
         self._listening = await self._listen(server)
         self._server, self._stopping = server, False
-        self._base_url = _url(self._listening.sockets[0].getsockname())
+        self._base_url = _url("https" if self._tls else "http", self._listening.sockets[0].getsockname())
 
-    async def _listen(self, server: _Server) -> asyncio.Server:
+    async def _listen(self, server: _Server) -> asyncio.Server | TlsServer:
         loop = asyncio.get_running_loop()
+        if self._tls is not None:
+            sock = self._sock or await bind(self._host, self._port, _BACKLOG)
+            limits = self._limits
+            return TlsServer(sock, self._tls, server.admit, handshake_s=limits.header_s, shutdown_s=limits.linger_s)
         if self._sock is not None:
             return await loop.create_server(server, sock=self._sock, backlog=_BACKLOG)
         return await loop.create_server(server, self._host, self._port, backlog=_BACKLOG)
@@ -472,9 +503,9 @@ def _address(transport: asyncio.Transport) -> str:
     return str(name[0]) if isinstance(name, tuple) and name else ""
 
 
-def _url(address: tuple[Any, ...]) -> str:
+def _url(scheme: str, address: tuple[Any, ...]) -> str:
     host, port = address[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 _MESSAGES = {
