@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from harness import Daemon
+from semantics.stage import Recorder, Stage
 from semantics.support import Service, World
 
 
@@ -44,3 +45,27 @@ async def mortal() -> AsyncIterator[World]:
             yield World(made, service)
         finally:
             await made.aclose()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Daemon, Recorder]]:
+    """A daemon with its service."""
+    made = Daemon(env={"TASKFORGE_SHELL_UNSAFE": "true"})
+    with Recorder() as service:
+        try:
+            yield made.start(), service
+        finally:
+            made.close()
+
+
+@pytest.fixture
+async def stage(running: tuple[Daemon, Recorder]) -> AsyncIterator[Stage]:
+    """The shared daemon, with a service that remembers nothing."""
+    daemon, service = running
+    service.clear()
+    service.answers.clear()
+    service.closed.clear()
+    try:
+        yield Stage(daemon, service)
+    finally:
+        await daemon.disconnect()

@@ -18,16 +18,19 @@ EXAMPLES = ROOT / "examples"
 TERMINAL = {"SUCCEEDED", "FAILED", "DEAD", "CANCELLED"}
 
 
+Scripted = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+
+
 class Service(EffectServer):
     """Answers what a test has scripted for a path, else `{"ok": true}`; a gate holds a path's answers back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.answers: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        self.answers: dict[str, list[Scripted]] = defaultdict(list)
         self.closed: set[str] = set()
 
-    def script(self, path: str, *answers: tuple[int, Any]) -> None:
-        """Answer these, one after the other; the last one for ever."""
+    def script(self, path: str, *answers: Scripted) -> None:
+        """Answer these, status and body and perhaps headers, one after the other; the last one for ever."""
         self.answers[path] = list(answers)
 
     def hold(self, path: str) -> None:
@@ -43,8 +46,8 @@ class Service(EffectServer):
             await asyncio.sleep(0.01)
         scripted = self.answers.get(request.path)
         if scripted:
-            status, body = scripted.pop(0) if len(scripted) > 1 else scripted[0]
-            return web.json_response(body, status=status)
+            status, body, *headers = scripted.pop(0) if len(scripted) > 1 else scripted[0]
+            return web.json_response(body, status=status, headers=headers[0] if headers else None)
         return await super()._answer(request, call, state)
 
     def paths(self) -> list[str]:
