@@ -23,6 +23,7 @@ _COMMANDS = {
     "up": "Start the daemon in the background.",
     "down": "Stop the daemon.",
     "status": "Show whether the daemon runs, and where.",
+    "doctor": "Check home, daemon and service, and say how to mend what is wrong.",
     "workflow": "Apply, check, show and draw workflows.",
     "run": "Start, watch, show and steer runs.",
     "dead": "Show, retry and discard runs that ran out of retries.",
@@ -34,6 +35,7 @@ _COMMANDS = {
     "secret": "Set and delete secrets.",
     "token": "Create and revoke credentials.",
     "stats": "Show the daemon's counters.",
+    "config": "Show the settings in force, and check the configuration file.",
     "version": "Show the version.",
 }
 

@@ -11,13 +11,14 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from taskforged.errors import InvalidArgumentError
+from taskforged.errors import InvalidArgumentError, Violation
 
-__all__ = ["SETTINGS", "Config", "Setting", "is_loopback", "load_config"]
+__all__ = ["SETTINGS", "Config", "Origin", "Setting", "is_loopback", "load_config"]
 
 
 def _integer(low: int, high: int) -> Callable[[Any], int]:
@@ -90,6 +91,14 @@ def _programs(value: Any) -> tuple[str, ...]:
     return tuple(paths)
 
 
+class Origin(StrEnum):
+    """Where a value comes from."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    VARIABLE = "variable"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting: where it stands, what it defaults to, how it is checked, what it is."""
@@ -158,6 +167,8 @@ class Config:
 
     home: Path
     values: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    origins: Mapping[tuple[str, str], Origin] = field(default_factory=dict)
+    given_file: Path | None = None
 
     def __call__(self, section: str, key: str) -> Any:
         """Answer a setting."""
@@ -176,6 +187,11 @@ class Config:
             behind_proxy: bool = self("http", "behind_proxy")
             return bool(self("tls", "cert")) and not behind_proxy and not is_loopback(self("http", "listen"))
         return wanted
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration file, which need not exist."""
+        return self.given_file or self.home / "config.toml"
 
     @property
     def database(self) -> Path:
@@ -217,15 +233,24 @@ def load_config(home: Path | None, file: Path | None, environment: Mapping[str, 
         environment: the variables to read.
 
     Raises:
-        InvalidArgumentError: a setting is unknown or its value is bad; the message names the place.
+        InvalidArgumentError: settings are unknown or their values bad; there is a violation for each, with its place.
     """
     if home is None:
         home = Path(environment.get("TASKFORGE_HOME") or Path.home() / ".taskforge")
-    home = home.expanduser().absolute()
-    stored = _read(file or home / "config.toml", required=file is not None)
-    values = {(s.section, s.key): _value(s, stored, environment) for s in SETTINGS}
-    config = Config(home, values)
-    _check_reach(config, lambda *name: _place(name, stored, environment))
+    config = Config(home.expanduser().absolute(), given_file=file)
+    stored, problems = _read(config.config_file, required=file is not None)
+    given = {(one.section, one.key): _find(one, stored, environment) for one in SETTINGS}
+    values = {}
+    for setting in SETTINGS:
+        value, place, _ = given[setting.section, setting.key]
+        try:
+            values[setting.section, setting.key] = setting.parse(value)
+        except (TypeError, ValueError) as error:
+            problems.append(Violation(place, f"{place} = {value!r}: {error}"))
+    if problems:
+        raise InvalidArgumentError("\n".join(one.message for one in problems), violations=problems)
+    config = replace(config, values=values, origins={where: one.origin for where, one in given.items()})
+    _check_reach(config, lambda *where: f"{given[where].place} = {given[where].value!r}")
     return config
 
 
@@ -250,52 +275,56 @@ def _check_reach(config: Config, place: Callable[[str, str], str]) -> None:
         raise InvalidArgumentError(f"{place('http', 'listen')} {beyond}: {mend}, {proxy}")
 
 
-def _read(path: Path, *, required: bool) -> dict[tuple[str, str], tuple[Any, str]]:
-    try:
-        document = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        if required:
-            raise InvalidArgumentError(f"there is no config file {path}") from None
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidArgumentError(f"{path} cannot be read: {error}") from None
-    found = {}
-    for section, table in document.items():
-        if not isinstance(table, dict):
-            raise InvalidArgumentError(f"{path}: {section} must be a table, [{section}]")
-        for key, value in table.items():
-            _check_known(path, section, key)
-            found[section, key] = (value, f"{path}: [{section}] {key}")
-    return found
+class _Given(NamedTuple):
+    """The value of a setting, before it is checked, and where it stands."""
 
-
-def _check_known(path: Path, section: str, key: str) -> None:
-    names = {f"[{s.section}] {s.key}": s for s in SETTINGS}
-    name = f"[{section}] {key}"
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
-        raise InvalidArgumentError(f"{path}: unknown setting {name}{hint}")
+    value: Any
+    place: str
+    origin: Origin
 
 
 _Stored = Mapping[tuple[str, str], tuple[Any, str]]
 
 
-def _value(setting: Setting, stored: _Stored, environment: Mapping[str, str]) -> Any:
-    value, place = _find(setting, stored, environment)
+def _read(path: Path, *, required: bool) -> tuple[_Stored, list[Violation]]:
+    """Answer what the file sets, and what is wrong with it."""
     try:
-        return setting.parse(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{place} = {value!r}: {error}") from None
+        document = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        if required:
+            raise InvalidArgumentError(f"there is no config file {path}") from None
+        return {}, []
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidArgumentError(f"{path} cannot be read: {error}") from None
+    found, problems = {}, []
+    for section, table in document.items():
+        if not isinstance(table, dict):
+            problems.append(Violation(str(path), f"{path}: {section} must be a table, [{section}]"))
+            continue
+        for key, value in table.items():
+            unknown = _unknown(path, section, key)
+            if unknown is None:
+                found[section, key] = (value, f"{path}: [{section}] {key}")
+            else:
+                problems.append(unknown)
+    return found, problems
 
 
-def _find(setting: Setting, stored: _Stored, environment: Mapping[str, str]) -> tuple[Any, str]:
+def _unknown(path: Path, section: str, key: str) -> Violation | None:
+    """Answer what to say about a setting that does not exist."""
+    names = {f"[{s.section}] {s.key}": s for s in SETTINGS}
+    name = f"[{section}] {key}"
+    if name in names:
+        return None
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
+    return Violation(f"{path}: {name}", f"{path}: unknown setting {name}{hint}")
+
+
+def _find(setting: Setting, stored: _Stored, environment: Mapping[str, str]) -> _Given:
     if setting.variable in environment:
-        return environment[setting.variable], setting.variable
-    return stored.get((setting.section, setting.key), (setting.default, "default"))
-
-
-def _place(name: tuple[str, str], stored: _Stored, environment: Mapping[str, str]) -> str:
-    setting = next(s for s in SETTINGS if (s.section, s.key) == name)
-    value, place = _find(setting, stored, environment)
-    return f"{place} = {value!r}"
+        return _Given(environment[setting.variable], setting.variable, Origin.VARIABLE)
+    where = (setting.section, setting.key)
+    if where in stored:
+        return _Given(*stored[where], Origin.FILE)
+    return _Given(setting.default, "default", Origin.DEFAULT)

@@ -9,6 +9,8 @@ from taskforged.clock import Clock
 from taskforged.config import Config, is_loopback
 from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
+from taskforged.control.diagnosis import Live
+from taskforged.control.doctor import Doctor
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
 from taskforged.control.inbox import WebhookInbox
@@ -297,6 +299,7 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
             limits=base.limits,
             views=views,
         ),
+        doctor=Doctor(base.config, Live(info=base.info, clock=clock, runner=runner)),
     )
 
 

@@ -97,6 +97,8 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}SecretService/DeleteSecret": Role.OPERATOR,
     f"{_V1}SystemService/GetInfo": None,
     f"{_V1}SystemService/GetStats": Role.VIEWER,
+    f"{_V1}SystemService/GetConfig": Role.ADMIN,
+    f"{_V1}SystemService/Diagnose": Role.ADMIN,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
 }

@@ -36,6 +36,7 @@ from taskforge.v1 import (
 
 from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
+from taskforged.control.doctor import Doctor
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
 from taskforged.control.ledger import Ledger
@@ -124,6 +125,7 @@ class Controls:
     dead_letters: DeadLetters
     logs: RunLogs
     explainer: Explainer
+    doctor: Doctor
 
 
 class RpcServer:
@@ -163,7 +165,7 @@ class RpcServer:
         self._add_events(c)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
-        system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system), self._server)
+        system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system, c.doctor), self._server)
         self._add_tenancy(c)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

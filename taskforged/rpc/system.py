@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from taskforge.v1 import system_pb2
 from taskforge.v1 import system_service_pb2 as pb
 from taskforge.v1 import system_service_pb2_grpc as grpc_base
 
+from taskforged.control.diagnosis import Finding
+from taskforged.control.doctor import Doctor
+from taskforged.control.settings import SettingView
 from taskforged.control.system import System
 from taskforged.rpc import convert
+from taskforged.rpc.guard import caller
 
 __all__ = ["SystemServicer"]
 
@@ -16,8 +21,9 @@ __all__ = ["SystemServicer"]
 class SystemServicer(grpc_base.SystemServiceServicer):
     """Check, call control, convert."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, doctor: Doctor) -> None:
         self._system = system
+        self._doctor = doctor
 
     async def GetInfo(self, _: pb.GetInfoRequest, __: Any) -> pb.GetInfoResponse:
         info = self._system.info()
@@ -36,3 +42,29 @@ class SystemServicer(grpc_base.SystemServiceServicer):
 
     async def GetStats(self, _: pb.GetStatsRequest, __: Any) -> pb.GetStatsResponse:
         return pb.GetStatsResponse(**await self._system.stats())
+
+    async def GetConfig(self, _: pb.GetConfigRequest, __: Any) -> pb.GetConfigResponse:
+        file, settings = self._doctor.settings(caller())
+        return pb.GetConfigResponse(file=file, settings=[_setting(one) for one in settings])
+
+    async def Diagnose(self, request: pb.DiagnoseRequest, _: Any) -> pb.DiagnoseResponse:
+        limit_s = convert.seconds(request.database_limit) if request.HasField("database_limit") else None
+        found = await self._doctor.diagnose(caller(), database_s=limit_s)
+        return pb.DiagnoseResponse(findings=[_finding(one) for one in found])
+
+
+def _setting(one: SettingView) -> system_pb2.Setting:
+    return system_pb2.Setting(
+        section=one.section,
+        key=one.key,
+        value_json=one.value,
+        default_json=one.default,
+        source=system_pb2.Setting.Source.Value(f"SOURCE_{one.origin.name}"),
+        variable=one.variable,
+        help=one.help,
+    )
+
+
+def _finding(one: Finding) -> system_pb2.Finding:
+    severity = system_pb2.Finding.Severity.Value(f"SEVERITY_{one.severity.name}")
+    return system_pb2.Finding(check=one.check, severity=severity, message=one.message, remedy=one.remedy)

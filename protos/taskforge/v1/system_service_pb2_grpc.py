@@ -45,6 +45,16 @@ class SystemServiceStub:
                 request_serializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.GetConfig = channel.unary_unary(
+                '/taskforge.v1.SystemService/GetConfig',
+                request_serializer=taskforge_dot_v1_dot_system__service__pb2.GetConfigRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_system__service__pb2.GetConfigResponse.FromString,
+                _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/taskforge.v1.SystemService/Diagnose',
+                request_serializer=taskforge_dot_v1_dot_system__service__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_system__service__pb2.DiagnoseResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -65,6 +75,22 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetConfig(self, request, context):
+        """GetConfig answers every setting as it is in force, and where its value comes from. Needs role `admin`, for all
+        namespaces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diagnose(self, request, context):
+        """Diagnose examines the daemon and its data, and says how to mend what it finds. It reads the database on a
+        connection of its own. Needs role `admin`, for all namespaces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +103,16 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'GetConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfig,
+                    request_deserializer=taskforge_dot_v1_dot_system__service__pb2.GetConfigRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_system__service__pb2.GetConfigResponse.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=taskforge_dot_v1_dot_system__service__pb2.DiagnoseRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_system__service__pb2.DiagnoseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +170,60 @@ class SystemService:
             '/taskforge.v1.SystemService/GetStats',
             taskforge_dot_v1_dot_system__service__pb2.GetStatsRequest.SerializeToString,
             taskforge_dot_v1_dot_system__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.SystemService/GetConfig',
+            taskforge_dot_v1_dot_system__service__pb2.GetConfigRequest.SerializeToString,
+            taskforge_dot_v1_dot_system__service__pb2.GetConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.SystemService/Diagnose',
+            taskforge_dot_v1_dot_system__service__pb2.DiagnoseRequest.SerializeToString,
+            taskforge_dot_v1_dot_system__service__pb2.DiagnoseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,14 @@ class SystemServiceStub:
     """GetInfo answers what and where the daemon is. Needs any valid token."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetStatsRequest, _system_service_pb2.GetStatsResponse]
     """GetStats answers counters and gauges. Needs role `viewer`."""
+    GetConfig: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetConfigRequest, _system_service_pb2.GetConfigResponse]
+    """GetConfig answers every setting as it is in force, and where its value comes from. Needs role `admin`, for all
+    namespaces.
+    """
+    Diagnose: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.DiagnoseRequest, _system_service_pb2.DiagnoseResponse]
+    """Diagnose examines the daemon and its data, and says how to mend what it finds. It reads the database on a
+    connection of its own. Needs role `admin`, for all namespaces.
+    """
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
@@ -47,6 +55,14 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """GetInfo answers what and where the daemon is. Needs any valid token."""
     GetStats: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetStatsRequest, _system_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """GetStats answers counters and gauges. Needs role `viewer`."""
+    GetConfig: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetConfigRequest, _system_service_pb2.GetConfigResponse]  # type: ignore[assignment]
+    """GetConfig answers every setting as it is in force, and where its value comes from. Needs role `admin`, for all
+    namespaces.
+    """
+    Diagnose: _aio.UnaryUnaryMultiCallable[_system_service_pb2.DiagnoseRequest, _system_service_pb2.DiagnoseResponse]  # type: ignore[assignment]
+    """Diagnose examines the daemon and its data, and says how to mend what it finds. It reads the database on a
+    connection of its own. Needs role `admin`, for all namespaces.
+    """
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     """SystemService tells about the daemon itself."""
@@ -66,5 +82,25 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_service_pb2.GetStatsResponse, _abc.Awaitable[_system_service_pb2.GetStatsResponse]]:
         """GetStats answers counters and gauges. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def GetConfig(
+        self,
+        request: _system_service_pb2.GetConfigRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.GetConfigResponse, _abc.Awaitable[_system_service_pb2.GetConfigResponse]]:
+        """GetConfig answers every setting as it is in force, and where its value comes from. Needs role `admin`, for all
+        namespaces.
+        """
+
+    @_abc_1.abstractmethod
+    def Diagnose(
+        self,
+        request: _system_service_pb2.DiagnoseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.DiagnoseResponse, _abc.Awaitable[_system_service_pb2.DiagnoseResponse]]:
+        """Diagnose examines the daemon and its data, and says how to mend what it finds. It reads the database on a
+        connection of its own. Needs role `admin`, for all namespaces.
+        """
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

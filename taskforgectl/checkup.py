@@ -1,0 +1,40 @@
+"""The daemon's own view of a home on which none runs, from its program: this one imports nothing of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from taskforgectl.errors import CliError
+
+__all__ = ["checkup"]
+
+
+def checkup(home: Path, *arguments: str, limit_s: float) -> dict[str, Any]:
+    """Answer what `python -m taskforged.checkup` says.
+
+    Raises:
+        CliError: it is not there, takes too long, or answers something else.
+    """
+    command = [sys.executable, "-m", "taskforged.checkup", "--home", str(home), *arguments]
+    # Not the working folder first: it may hold other people's modules.
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    try:
+        done = subprocess.run(  # noqa: S603  our own program, no shell
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise CliError(f"the check of {home} did not end within {limit_s:g} s", hint="allow more time") from None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        hint = "the daemon's package must be installed beside this program: `taskforgectl version` shows its version"
+        raise CliError(f"the check failed (exit code {done.returncode}): {last or 'it said nothing'}", hint=hint)
+    return answer
