@@ -20,6 +20,7 @@ from taskforged.config import SETTINGS, Config, load_config
 from taskforged.daemon import run_daemon
 from taskforged.errors import CorruptStoreError, InvalidArgumentError, TaskforgeError
 from taskforged.logs import configure_logging
+from taskforged.systemd import ServiceManager
 
 __all__ = ["main"]
 
@@ -71,7 +72,7 @@ def _run(config: Config) -> int:
     log = structlog.get_logger("taskforged")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(run_daemon(config))
+            return runner.run(run_daemon(config, ServiceManager.take()))
     except CorruptStoreError as error:
         log.critical("daemon.cannot_start", error=error.message, reason=error.reason)
         return _EXIT_CORRUPT

@@ -157,6 +157,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limits", "disk_free_mib", 64, _integer(0, 1 << 30), "space that new work leaves free; 0: none"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
+    Setting("log", "file_mib", 16, _integer(0, 1 << 20), "size of taskforged.log before a new one begins; 0: any"),
+    Setting("log", "files", 4, _integer(0, 1000), "full ones that are kept"),
     Setting("log", "stall", 2.0, _seconds(0, 3600), "log where the event loop stands when it is blocked for longer"),
 )
 
@@ -212,6 +214,11 @@ class Config:
     def run_file(self) -> Path:
         """Where the running daemon says how to reach it."""
         return self.home / "taskforged.json"
+
+    @property
+    def log(self) -> Path:
+        """Where a daemon in the background writes."""
+        return self.home / "taskforged.log"
 
     @property
     def token(self) -> Path:

@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import os
+import platform
 import secrets as random_source
 import signal
 import socket
@@ -24,13 +25,16 @@ import structlog
 
 from taskforged import __version__
 from taskforged.clock import Clock
-from taskforged.config import Config
+from taskforged.config import Config, is_loopback
 from taskforged.control.access import new_credential
+from taskforged.control.examinations import is_sqlite_mended, tzdata_version
 from taskforged.control.system import Info
 from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
+from taskforged.logs import LogFile
 from taskforged.store.database import HomeLock
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import SQLITE_VERSION, Connection, Store
+from taskforged.systemd import ServiceManager
 from taskforged.triggers.webhook import WebhookListener
 from taskforged.wiring import Parts, build
 
@@ -44,13 +48,17 @@ EXIT_DISK = 74
 _HOUSEKEEPING_S = 60.0
 _RPC_GRACE_S = 3.0
 
+_STOP_S = 30.0
+"""How long a stop may take besides the grace of running steps: open calls, the last commits, a checkpoint."""
+
 
 class Daemon:
     """One daemon on one home."""
 
-    def __init__(self, config: Config, *, clock: Clock | None = None) -> None:
+    def __init__(self, config: Config, *, clock: Clock | None = None, manager: ServiceManager | None = None) -> None:
         self._config = config
         self._clock = clock or Clock()
+        self._manager = manager or ServiceManager()
         self._stop = asyncio.Event()
         self._exit_code = 0
         self.info = Info(version=__version__, pid=os.getpid(), home=str(config.home), sqlite_version=SQLITE_VERSION)
@@ -98,6 +106,8 @@ class Daemon:
             self._announce(on_ready)
             housekeeping = asyncio.create_task(self._housekeeping(parts), name="housekeeping")
             housekeeping.add_done_callback(lambda _: self._stop.set())
+            self._watch(parts, stack)
+            self._keep_log_small(stack)
             await self._stop.wait()
             await self._drain(parts, housekeeping)
         if not self._exit_code:
@@ -140,15 +150,28 @@ class Daemon:
         self.info.grpc = await parts.rpc.start(listen=self._config("grpc", "listen"), socket=self._config.socket)
         await parts.rpc.serve()
         _log.info(
-            "daemon.started", grpc=self.info.grpc, http=self.info.http, epoch=self.info.boot_epoch, cut_attempts=lost
+            "daemon.started",
+            grpc=self.info.grpc,
+            http=self.info.http,
+            epoch=self.info.boot_epoch,
+            cut_attempts=lost,
+            version=__version__,
+            schema=store.schema,
+            python=platform.python_version(),
+            sqlite=SQLITE_VERSION,
+            sqlite_has_wal_reset_bug=not is_sqlite_mended(SQLITE_VERSION),
+            tzdata=tzdata_version(),
         )
         return parts
 
     async def _start_http(self, listener: WebhookListener) -> str:
+        address = self._config("http", "listen")
+        adopted = self._manager.http_socket()
+        if adopted is not None:
+            _check_adopted(adopted, self._config)
         try:
-            await listener.start()
+            await listener.start(adopted)
         except OSError as error:
-            address = self._config("http", "listen")
             raise FailedPreconditionError(
                 f"cannot listen for webhooks on {address}: {error.strerror or error};"
                 " set [http] listen in config.toml or TASKFORGE_HTTP_LISTEN",
@@ -169,8 +192,20 @@ class Daemon:
             "boot_epoch": self.info.boot_epoch,
         }
         _write_private(self._config.run_file, orjson.dumps(content, option=orjson.OPT_INDENT_2))
-        notify_systemd("READY=1")
+        doors = ", ".join([*self.info.grpc, self.info.http])
+        self._manager.notify("READY=1", f"STATUS=listening on {doors}")
         on_ready(self.info)
+
+    def _watch(self, parts: Parts, stack: contextlib.AsyncExitStack) -> None:
+        """Feed the watchdog until everything has stopped."""
+        if self._manager.watchdog_s:
+            feeding = asyncio.create_task(self._manager.feed_watchdog(parts.pulse.is_alive), name="watchdog")
+            stack.callback(feeding.cancel)
+
+    def _keep_log_small(self, stack: contextlib.AsyncExitStack) -> None:
+        size = self._config("log", "file_mib") << 20
+        log_file = LogFile(self._config.log, bytes_max=size, keep=self._config("log", "files"))
+        stack.callback(asyncio.create_task(log_file.look_after(), name="log file").cancel)
 
     async def _housekeeping(self, parts: Parts) -> None:
         while True:
@@ -183,10 +218,10 @@ class Daemon:
     async def _drain(self, parts: Parts, housekeeping: asyncio.Task[None]) -> None:
         _log.info("daemon.draining")
         self.info.state = "draining"
-        notify_systemd("STOPPING=1")
+        grace_s = 0.0 if self._exit_code else self._config("executor", "grace")
+        self._manager.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int((grace_s + _STOP_S) * 1e6)}")
         self._config.run_file.unlink(missing_ok=True)
         housekeeping.cancel()
-        grace_s = 0.0 if self._exit_code else self._config("executor", "grace")
         await parts.rpc.drain()
         parts.feed.close()
         parts.runner.dismiss_waiters()
@@ -198,6 +233,26 @@ class Daemon:
         if not self._exit_code:
             with contextlib.suppress(TaskforgeError):
                 await parts.access.flush_last_used()
+
+
+def _check_adopted(adopted: socket.socket, config: Config) -> None:
+    """Hold a socket that was handed over to the rules that an address of our own is held to.
+
+    Raises:
+        FailedPreconditionError: it can be reached from other machines, and webhooks would come in clear text.
+    """
+    host, port = adopted.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    wanted = config("http", "listen")
+    if not is_loopback(address) and not config.https and not config("http", "behind_proxy"):
+        raise FailedPreconditionError(
+            f"the socket handed over listens on {address}, where webhooks would travel in clear text: set [tls] cert"
+            " and key, or [http] behind_proxy, or ListenStream=127.0.0.1:7421 in taskforged.socket",
+            reason="BAD_SOCKET",
+            metadata={"address": address},
+        )
+    if address != wanted:
+        _log.warning("http.other_address", handed_over=address, setting=wanted)
 
 
 # --- the home --------------------------------------------------------------------------------------------------------
@@ -247,18 +302,9 @@ def _read_master_key(path: Path) -> bytes:
     return key
 
 
-def notify_systemd(state: str) -> None:
-    """Tell systemd, when it started us with `Type=notify` (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as client:
-            client.connect("\0" + address[1:] if address.startswith("@") else address)
-            client.send(state.encode())
-
-
-async def run_daemon(config: Config) -> int:
+async def run_daemon(config: Config, manager: ServiceManager) -> int:
     """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once."""
-    daemon = Daemon(config)
+    daemon = Daemon(config, manager=manager)
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:

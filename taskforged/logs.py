@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import logging
+import os
 import sys
+from pathlib import Path
 
 import structlog
 
-__all__ = ["configure_logging"]
+__all__ = ["LogFile", "configure_logging"]
+
+_STDOUT, _STDERR = 1, 2
+_LOOK_S = 5.0
 
 
 # Without local variables: they hold requests, and with them payloads and secrets.
@@ -41,3 +49,51 @@ def configure_logging(level: str, style: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format='{"level": "%(levelname)s", "event": "%(message)s"}'
     )
+
+
+class LogFile:
+    """The file that stdout and stderr go to, where that is the home's log: kept small by turning it over.
+
+    `taskforgectl up` starts the daemon that way. The descriptors themselves are turned, so that nothing is copied or
+    lost, and what the interpreter and libraries print goes along. Under systemd the journal does all this.
+
+    Args:
+        path: the home's log.
+        bytes_max: how large it may grow; 0: without a bound.
+        keep: how many full ones are kept, as `<path>.1`, the newest, and so on.
+    """
+
+    def __init__(self, path: Path, *, bytes_max: int, keep: int) -> None:
+        self._path = path
+        self._bytes_max = bytes_max
+        self._keep = keep
+
+    async def look_after(self) -> None:
+        """Turn the file over whenever it is full, for ever."""
+        while True:
+            with contextlib.suppress(OSError):  # the disk is full: logging must not end the daemon
+                if self.is_full():
+                    self.turn()
+            await asyncio.sleep(_LOOK_S)
+
+    def is_full(self) -> bool:
+        """Whether stderr is the home's log, and that is as large as it may be."""
+        found = os.fstat(_STDERR)
+        if not 0 < self._bytes_max <= found.st_size:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(found, self._path.stat())
+        return False
+
+    def turn(self) -> None:
+        """Put the file away and go on in a new one."""
+        names = [self._path, *(self._path.with_name(f"{self._path.name}.{i + 1}") for i in range(self._keep))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            with contextlib.suppress(FileNotFoundError):
+                newer.replace(older)
+        if not self._keep:
+            self._path.unlink()
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        for standard in (_STDOUT, _STDERR):
+            os.dup2(fd, standard)
+        os.close(fd)

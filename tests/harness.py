@@ -109,19 +109,26 @@ class Daemon:
         home: data folder; by default a short scratch folder that `close` removes (socket paths have a limit of 107).
         env: further environment variables.
         wrapper: what to put before the command, for example `["strace", "-f", …]`.
+        fds: descriptors of ours that the process gets under the same numbers.
     """
 
     READY_S = 30.0
     STOP_S = 30.0
 
     def __init__(
-        self, home: Path | None = None, *, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
+        self,
+        home: Path | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        fds: Sequence[int] = (),
     ) -> None:
         self._scratch = None if home is not None else Path(tempfile.mkdtemp(prefix="tf-"))
         self.home = home if home is not None else self._scratch / "home"  # type: ignore[operator]
         self.log = self.home.with_name(self.home.name + ".log")
         self.env = dict(env or {})
         self.wrapper = list(wrapper)
+        self.fds = tuple(fds)
         self.process: subprocess.Popen[bytes] | None = None
         self.info: dict[str, Any] = {}
         self.kills: list[Kill] = []
@@ -147,7 +154,13 @@ class Daemon:
         self.starts.append(time.monotonic())
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.home.parent
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.home.parent,
+                pass_fds=self.fds,
             )
 
     def start(self) -> Daemon:

@@ -87,6 +87,10 @@ _CONFIG = """\
 # level = "info"
 # auto, json or pretty. auto: pretty on a terminal, else JSON lines.
 # format = "auto"
+# Size in MiB of taskforged.log before a new one begins; 0: any. Under systemd the journal keeps the log instead.
+# file_mib = 16
+# Full ones that are kept, as taskforged.log.1 and so on.
+# files = 4
 # Seconds for which the event loop may be blocked before the log says where in the code it stands; 0: for ever.
 # stall = 2.0
 """

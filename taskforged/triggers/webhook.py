@@ -40,6 +40,9 @@ __all__ = ["Limits", "WebhookListener"]
 _log = structlog.get_logger(__name__)
 
 _BACKLOG = 1024
+_UNHEARD_S = 0.5
+"""How long a stop waits for a connection that has not said anything yet; a request is mostly a round trip behind it."""
+_LOOK_S = 0.01
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nServer: taskforge\r\nConnection: close\r\nRetry-After: 1\r\n"
     b"Content-Type: application/json\r\nContent-Length: 70\r\n\r\n"
@@ -188,9 +191,19 @@ class _Connection(RequestHandler):
             timer.cancel()
 
     def close_if_idle(self) -> None:
-        """Close unless a request is being received or answered."""
-        if self._waiter is not None and not self._waiter.done():
+        """Close unless a request is being received or answered, or the first one is still to come."""
+        if self._waiter is not None and not self._waiter.done() and not self.is_unheard:
             self.force_close()
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether no request has come yet."""
+        return self._request_count == 0 and self._wire is not None and not self._force_close
+
+    @property
+    def is_first_request(self) -> bool:
+        """Whether what is being answered is the first request."""
+        return self._request_count == 1
 
     def handle_error(
         self,
@@ -238,6 +251,10 @@ class _Server(web.Server):
         for connection in self.connections:
             cast(_Connection, connection).close_if_idle()
 
+    def has_unheard(self) -> bool:
+        """Whether a connection is still to say something."""
+        return any(cast(_Connection, connection).is_unheard for connection in self.connections)
+
 
 class _RefusedError(Exception):
     """A delivery that is answered here and only shown to the inbox."""
@@ -256,7 +273,6 @@ class WebhookListener:
         inbox: keeps the deliveries.
         host: address to listen on.
         port: 0 picks a free one.
-        sock: a listening socket to adopt in place of `host` and `port`, for example from systemd.
         ready: whether the daemon takes work, for `/readyz`.
         limits: what a peer may ask for.
         gateway: takes and gives CloudEvents below `/events/`; None: nobody does.
@@ -269,14 +285,13 @@ class WebhookListener:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        sock: socket.socket | None = None,
         ready: Callable[[], bool] = lambda: True,
         limits: Limits | None = None,
         gateway: Gateway | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._inbox = inbox
-        self._host, self._port, self._sock, self._tls = host, port, sock, tls
+        self._host, self._port, self._tls = host, port, tls
         self._ready = ready
         self._limits = Limits() if limits is None else limits
         self._gateway = gateway
@@ -292,8 +307,11 @@ class WebhookListener:
         """Where it listens, for example `http://127.0.0.1:7421`; empty before `start`."""
         return self._base_url
 
-    async def start(self) -> None:
+    async def start(self, sock: socket.socket | None = None) -> None:
         """Listen. Returns when connections are accepted; does nothing when they are already.
+
+        Args:
+            sock: a listening socket to adopt in place of an address, for example from systemd.
 
         Raises:
             OSError: the address is taken or may not be used.
@@ -301,18 +319,18 @@ class WebhookListener:
         if self._server is not None:
             return
         server = _Server(self._answer, self._limits)
-        self._listening = await self._listen(server)
+        self._listening = await self._listen(server, sock)
         self._server, self._stopping = server, False
         self._base_url = _url("https" if self._tls else "http", self._listening.sockets[0].getsockname())
 
-    async def _listen(self, server: _Server) -> asyncio.Server | TlsServer:
+    async def _listen(self, server: _Server, sock: socket.socket | None) -> asyncio.Server | TlsServer:
         loop = asyncio.get_running_loop()
         if self._tls is not None:
-            sock = self._sock or await bind(self._host, self._port, _BACKLOG)
+            sock = sock or await bind(self._host, self._port, _BACKLOG)
             limits = self._limits
             return TlsServer(sock, self._tls, server.admit, handshake_s=limits.header_s, shutdown_s=limits.linger_s)
-        if self._sock is not None:
-            return await loop.create_server(server, sock=self._sock, backlog=_BACKLOG)
+        if sock is not None:
+            return await loop.create_server(server, sock=sock, backlog=_BACKLOG)
         return await loop.create_server(server, self._host, self._port, backlog=_BACKLOG)
 
     async def stop(self, grace_s: float) -> None:
@@ -326,8 +344,19 @@ class WebhookListener:
         self._server, self._listening, self._stopping = None, None, True
         listening.close()
         server.close_idle()
+        await self._hear_out(server, min(grace_s, _UNHEARD_S))
         await self._finish_active(grace_s)
         await server.shutdown(self._limits.linger_s)
+
+    async def _hear_out(self, server: _Server, limit_s: float) -> None:
+        """Let connections that were accepted and have not said anything yet say it.
+
+        They are not refused, as what still waits in the kernel is not when the socket was handed over to us.
+        """
+        for _ in range(round(limit_s / _LOOK_S)):
+            if not server.has_unheard():
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _finish_active(self, grace_s: float) -> None:
         if self._active:
@@ -342,7 +371,7 @@ class WebhookListener:
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._active.add(task)
         task.add_done_callback(self._active.discard)
-        if self._is_stopping():
+        if self._is_stopping() and not cast(_Connection, request.protocol).is_first_request:
             return _error(503, "unavailable", retry_after_s=1, close=True)
         response = await self._route(request)
         if self._is_stopping():

@@ -89,12 +89,12 @@ class World:
     def __init__(self, inbox):
         self.inbox, self.listeners, self.peers = inbox, [], []
 
-    async def listen(self, **options):
+    async def listen(self, sock=None, **options):
         limits = {name: options.pop(name) for name in list(options) if name in Limits.__slots__}
         listener = WebhookListener(
             self.inbox, limits=Limits(**{"linger_s": SHORT, "idle_s": 3600, **limits}), **options
         )
-        await listener.start()
+        await listener.start(sock)
         self.listeners.append(listener)
         return listener
 
@@ -511,7 +511,7 @@ async def test_a_taken_port_is_an_error(world, inbox):
 
 async def test_it_adopts_a_listening_socket(world):
     sock = socket.create_server(("127.0.0.1", 0))
-    listener = await world.listen(sock=sock)
+    listener = await world.listen(sock)
     assert listener.base_url.endswith(f":{sock.getsockname()[1]}")
     assert (await world.ask(listener, post()))[0] == 202
 
@@ -540,6 +540,20 @@ async def test_stopping_finishes_what_is_under_way_and_closes_the_idle(world, in
         assert await peer.closed() == b""
     await stopping
     assert inbox.received[-1].body == b"abc"
+
+
+async def test_who_has_connected_and_not_spoken_yet_is_heard(world, inbox):
+    listener = await world.listen()
+    silent, late = await world.connect(listener), await world.connect(listener)
+    await until(lambda: len(listener._server.connections) == 2)
+    stopping = asyncio.create_task(listener.stop(GUARD))
+    await until(lambda: listener._stopping)
+    late.send(post(body=b"late"))
+    status, headers, _ = await late.answer()
+    assert (status, headers["connection"]) == (202, "close")
+    await stopping
+    assert await silent.closed() == b""
+    assert [one.body for one in inbox.received] == [b"late"]
 
 
 async def test_a_request_behind_the_last_one_is_answered_503_or_cut(world, inbox):
