@@ -34,6 +34,7 @@ _COMMANDS = {
     "namespace": "Keep tenants and their limits.",
     "secret": "Set and delete secrets.",
     "token": "Create and revoke credentials.",
+    "context": "Keep the daemons of other machines by name.",
     "stats": "Show the daemon's counters.",
     "config": "Show the settings in force, and check the configuration file.",
     "version": "Show the version.",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any, Self, TypeVar
-
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported; we never fork without exec
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints what we report better
 
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from taskforgectl import trust
+from taskforgectl.address import is_loopback, split_address
+from taskforgectl.contexts import Trust
 from taskforgectl.errors import EXIT_DENIED, EXIT_USAGE, CliError, NotRunningError, RemoteError, Violation
 from taskforgectl.home import Home
 from taskforgectl.options import Settings
@@ -30,7 +30,7 @@ _STREAM_S = 900.0
 """A stream's deadline. A watcher asks again from where it was, so a daemon that hangs is not waited for for ever."""
 
 _CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),  # the daemon is on this machine
+    ("grpc.enable_http_proxy", 0),  # a daemon is never behind the proxy of a browser
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -51,16 +51,18 @@ class Connection:
 
     Raises:
         NotRunningError: no address is given, and no daemon runs on the home.
-        CliError: there is no token, or the address cannot be used.
+        CliError: there is no token, the address cannot be used, or who listens there is not who it should be.
     """
 
     def __init__(self, settings: Settings) -> None:
-        target = settings.address or _local_address(settings)
-        _check_address(target)
-        token = _check_token(settings.token or Home(settings.home).token())
+        self._target = settings.address or _local_address(settings)
+        self._trust = _find_trust(settings, self._target)
+        self._context = settings.context.name if settings.context else ""
+        _check_address(self._target, self._trust)
+        token = _check_token(_find_token(settings))
         self._timeout_s = settings.timeout_s
         self._metadata = (("authorization", f"Bearer {token}"),)
-        self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._channel = _open(self._target, self._trust)
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +104,7 @@ class Connection:
         try:
             return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise _remote(error, timeout_s) from error
+            raise self._failure(error, timeout_s) from error
 
     def stream(self, method: grpc.UnaryStreamMultiCallable[Q, A], request: Q) -> Generator[A, None, None]:
         """Yield what the daemon sends until it ends. The call is cancelled when the generator is closed.
@@ -114,9 +116,19 @@ class Connection:
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _remote(error, _STREAM_S) from error
+            raise self._failure(error, _STREAM_S) from error
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
+
+    def _failure(self, error: Any, timeout_s: float) -> CliError:
+        """Answer what went wrong; for reasons of TLS it is nothing to be repeated, and gRPC's words tell nobody why."""
+        remote = _remote(error, timeout_s)
+        if remote.status != "UNAVAILABLE" or self._target.startswith("unix:"):
+            return remote
+        explained = trust.explain(self._target, self._trust, self._context)
+        if explained is None and self._context:
+            remote.hint = f"is the daemon of the context {self._context} running, and can {self._target} be reached?"
+        return explained or remote
 
 
 # --- where to --------------------------------------------------------------------------------------------------------
@@ -129,20 +141,62 @@ def _local_address(settings: Settings) -> str:
     return known.grpc[0]
 
 
-def _check_address(address: str) -> None:
-    """Refuse what would carry a token over a network in clear text: this version has no TLS, and daemons no open port.
+def _find_trust(settings: Settings, target: str) -> Trust | None:
+    """Answer how the daemon proves itself; None: the connection is plain."""
+    if settings.context is not None and settings.address:
+        return settings.context.tls
+    known = Home(settings.home).run_file() if not target.startswith("unix:") else None
+    if known is None or not known.certificate or target not in known.grpc:
+        return None
+    return _trust_of_home(known.certificate)
+
+
+def _trust_of_home(certificate: str) -> Trust:
+    """Pin what the daemon on this home shows."""
+    try:
+        shown = ssl.PEM_cert_to_DER_cert(_first_certificate(certificate))
+    except (OSError, ValueError):
+        raise CliError(f"cannot read the daemon's certificate {certificate}", code=EXIT_DENIED) from None
+    return Trust(trust.fingerprint_of(shown), ssl.DER_cert_to_PEM_cert(shown))
+
+
+def _first_certificate(path: str) -> str:
+    head, end, _ = Path(path).read_text().partition(ssl.PEM_FOOTER)
+    return head[head.find(ssl.PEM_HEADER) :] + end
+
+
+def _find_token(settings: Settings) -> str:
+    if settings.token or settings.context is None or settings.context.home:
+        return settings.token or Home(settings.home).token()
+    # The administrator's token of this machine is nothing for another daemon.
+    name = settings.context.name
+    hint = "give one with --token or TASKFORGE_TOKEN, or keep one: `taskforgectl context add --replace`"
+    raise CliError(f"the context {name} has no token", hint=hint, code=EXIT_DENIED)
+
+
+def _open(target: str, trusted: Trust | None) -> grpc.Channel:
+    if trusted is None:
+        return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    told = trust.channel_of(target, trusted)
+    name = (("grpc.ssl_target_name_override", told.server_name),) if told.server_name else ()
+    credentials = grpc.ssl_channel_credentials(told.roots, told.key, told.chain)
+    return grpc.secure_channel(target, credentials, options=(*_CHANNEL_OPTIONS, *name))
+
+
+def _check_address(address: str, trusted: Trust | None) -> None:
+    """Refuse what would carry a token over a network in clear text.
 
     Raises:
-        CliError: the address is malformed or not of this machine.
+        CliError: the address is malformed, or of another machine without TLS.
     """
     if address.startswith("unix:"):
         return
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65_535:
-        hint = "use host:port, for example 127.0.0.1:7420, or unix:/path/to/taskforged.sock"
-        raise CliError(f"{address!r} is not an address", hint=hint, code=EXIT_USAGE)
-    if not _is_loopback(host.strip("[]")):
-        hint = f"reach it through SSH: ssh -L {port}:127.0.0.1:{port} {host}, then --address 127.0.0.1:{port}"
+    host, port = split_address(address)
+    if trusted is None and not is_loopback(host):
+        hint = (
+            f"`taskforgectl context add NAME --address {address}` keeps what certificate to trust;"
+            f" or come through SSH: ssh -L {port}:127.0.0.1:{port} {host}, then --address 127.0.0.1:{port}"
+        )
         raise CliError(
             f"{host} is not this machine, and the token would travel in clear text", hint=hint, code=EXIT_USAGE
         )
@@ -154,15 +208,6 @@ def _check_token(token: str) -> str:
         hint = "a token has the form tfk_<id>_<secret>, with no spaces or line breaks in it"
         raise CliError("that is not a token", hint=hint, code=EXIT_DENIED)
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # --- what went wrong -------------------------------------------------------------------------------------------------

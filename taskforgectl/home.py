@@ -9,20 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskforgectl.errors import EXIT_DENIED, CliError
+from taskforgectl.errors import EXIT_DENIED, EXIT_USAGE, CliError
+from taskforgectl.options import Settings
 
-__all__ = ["Home", "RunFile"]
+__all__ = ["Home", "RunFile", "local_home"]
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """Where a daemon said how to reach it. It may be left over from one that was killed."""
+    """Where a daemon said how to reach it. It may be left over from one that was killed.
+
+    Attributes:
+        certificate: file of its certificate; empty: TCP is plain.
+    """
 
     pid: int
     version: str
     grpc: tuple[str, ...]
     http: str
     boot_epoch: int
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,21 @@ class Home:
         return known.pid if known else None
 
 
+def local_home(settings: Settings, verb: str) -> Home:
+    """Answer the home, for what works on files and processes of this machine.
+
+    Raises:
+        CliError: another daemon is meant.
+    """
+    if settings.context is not None and settings.address:
+        told = f"{verb} works on a home, and the context {settings.context.name} is of the daemon at {settings.address}"
+        raise CliError(told, hint=f"for the home of this machine: taskforgectl --context local {verb}", code=EXIT_USAGE)
+    if settings.address:
+        hint = "leave out --address and TASKFORGE_ADDRESS"
+        raise CliError(f"{verb} works on a home, not on an address", hint=hint, code=EXIT_USAGE)
+    return Home(settings.home)
+
+
 def _parse(content: Any) -> RunFile:
     return RunFile(
         pid=int(content["pid"]),
@@ -124,6 +145,7 @@ def _parse(content: Any) -> RunFile:
         grpc=tuple(str(address) for address in content["grpc"]),
         http=str(content["http"]),
         boot_epoch=int(content.get("boot_epoch", 0)),
+        certificate=str(content.get("certificate", "")),
     )
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-__all__ = ["Settings", "Verb", "global_options"]
+from taskforgectl.errors import EXIT_USAGE, CliError
+
+if TYPE_CHECKING:
+    from taskforgectl.contexts import Context
+
+__all__ = ["LOCAL", "Settings", "Verb", "global_options"]
+
+LOCAL = "local"
+"""The context that is none: the daemon on the home."""
 
 _TIMEOUT_S = 30.0
 _HOME = "~/.taskforge"
@@ -26,28 +36,48 @@ class Settings:
         self._given[name] = value
 
     def _text(self, name: str) -> str:
-        # Not click's `envvar`: it would be read again at the verb and win over an option before the noun.
-        return str(self._given.get(name) or os.environ.get(f"TASKFORGE_{name.upper()}") or "")
+        return self._option(name) or _variable(name)
+
+    def _option(self, name: str) -> str:
+        return str(self._given.get(name) or "")
+
+    @functools.cached_property
+    def context(self) -> Context | None:
+        """The context in force. What says where the daemon is goes together: options, variables, current context.
+
+        Raises:
+            CliError: there is none of this name, or two daemons are named at once.
+        """
+        from taskforgectl.contexts import ContextBook  # noqa: PLC0415  `--help` needs none
+
+        book = ContextBook()
+        name = _choose(self._option, "--{}".format)
+        if name is None:
+            name = _choose(_variable, _variable_name)
+        if name is None:
+            name = book.current()
+        return book.get(name) if name not in {"", LOCAL} else None
 
     @property
     def home(self) -> Path:
         """The data folder, absolute."""
-        return Path(self._text("home") or _HOME).expanduser().absolute()
+        kept = self.context.home if self.context else ""
+        return Path(kept or self._text("home") or _HOME).expanduser().absolute()
 
     @property
     def address(self) -> str:
         """Where the daemon listens. Empty: where its run file says."""
-        return self._text("address")
+        return self.context.address if self.context else self._text("address")
 
     @property
     def token(self) -> str:
         """The credential. Empty: the one in the home."""
-        return self._text("token").strip()
+        return self._text("token").strip() or (self.context.token if self.context else "")
 
     @property
     def namespace(self) -> str:
         """The namespace that is worked in. Empty: the token's own, or `default`."""
-        return self._text("namespace")
+        return self._text("namespace") or (self.context.namespace if self.context else "")
 
     @property
     def output(self) -> str:
@@ -69,6 +99,25 @@ class Settings:
     def color(self) -> bool:
         """Whether colours are wanted where there is a terminal (no-color.org)."""
         return not self._given.get("no_color") and not os.environ.get("NO_COLOR")
+
+
+def _variable(name: str) -> str:
+    # Not click's `envvar`: it would be read again at the verb and win over an option before the noun.
+    return os.environ.get(_variable_name(name)) or ""
+
+
+def _variable_name(name: str) -> str:
+    return f"TASKFORGE_{name.upper()}"
+
+
+def _choose(said: Callable[[str], str], spell: Callable[[str], str]) -> str | None:
+    """Answer the context that is named at one place, empty where another daemon is named there, None: none is."""
+    context = said("context")
+    others = [name for name in ("address", "home") if said(name)]
+    if context not in {"", LOCAL} and others:
+        text = f"{spell('context')} and {spell(others[0])} name two daemons"
+        raise CliError(text, hint="leave one of them out", code=EXIT_USAGE)
+    return context or ("" if others else None)
 
 
 def _take(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
@@ -93,6 +142,12 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
             hidden=hidden,
             metavar="ADDR",
             help="Daemon at host:port or unix:/path (TASKFORGE_ADDRESS; default: the one on the home).",
+        ),
+        _option(
+            "--context",
+            hidden=hidden,
+            metavar="NAME",
+            help="Known daemon (TASKFORGE_CONTEXT; default: that of `context use`, else the one on the home).",
         ),
         _option("--token", hidden=hidden, metavar="TOKEN", help="Credential (TASKFORGE_TOKEN; default: HOME/token)."),
         _option("-n", "--namespace", hidden=hidden, metavar="NS", help="Namespace (TASKFORGE_NAMESPACE)."),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from taskforgectl.errors import EXIT_UNREACHABLE, EXIT_USAGE, CliError
-from taskforgectl.home import Home
+from taskforgectl.errors import EXIT_UNREACHABLE, CliError
+from taskforgectl.home import Home, local_home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import note
 
@@ -24,11 +24,7 @@ _POLL_S = 0.02
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Stop the daemon and wait until it has ended. Running steps get their grace. Does nothing when none runs."""
-    if settings.address:
-        raise CliError(
-            "down works on a home, not on an address", hint="leave out --address and TASKFORGE_ADDRESS", code=EXIT_USAGE
-        )
-    home = Home(settings.home)
+    home = local_home(settings, "down")
     pid = home.daemon_pid()
     if pid is None:
         note(settings, f"not running on {home.path}")

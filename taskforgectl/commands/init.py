@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from taskforgectl.errors import CliError
-from taskforgectl.home import Home
+from taskforgectl import encryption
+from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.home import Home, local_home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import echo
 
@@ -97,26 +98,35 @@ _CONFIG = """\
 
 
 @click.command("init", cls=Verb)
+@click.option("--tls", "with_tls", is_flag=True, help="Also make a certificate that clients elsewhere can pin.")
+@click.option("--host", "hosts", multiple=True, metavar="HOST", help="Name or address they come by; repeatable.")
 @click.pass_obj
-def command(settings: Settings) -> None:
+def command(settings: Settings, *, with_tls: bool, hosts: tuple[str, ...]) -> None:
     """Make a home: folder, configuration, key, token. What is there already is left alone."""
-    home = Home(settings.home)
+    home = local_home(settings, "init")
+    if hosts and not with_tls:
+        raise CliError("--host is for --tls", code=EXIT_USAGE)
     made = [home.path] if _make_folder(home.path) else []
     kept = [] if made else [home.path]
-    for path, content in _files(home):
+    tls = encryption.prepare(home, hosts) if with_tls else None
+    for path, content in _files(home, tls.complete(_CONFIG) if tls else _CONFIG):
         (made if _write_new(path, content) else kept).append(path)
+    if tls:
+        (made if tls.pair.made else kept).extend((tls.pair.cert, tls.pair.key))
     if settings.output == "table":
         _report(home, made, kept)
+        if tls:
+            tls.tell(config_made=home.config in made)
     elif settings.output == "name":
         echo(str(home.path))
     else:
         report = {"home": str(home.path), "made": [str(p) for p in made], "left_alone": [str(p) for p in kept]}
-        click.echo(json.dumps(report, indent=2))  # JSON is YAML as well
+        click.echo(json.dumps(report | (tls.report() if tls else {}), indent=2))  # JSON is YAML as well
 
 
-def _files(home: Home) -> list[tuple[Path, str]]:
+def _files(home: Home, config: str) -> list[tuple[Path, str]]:
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    return [(home.config, _CONFIG), (home.master_key, key + "\n"), (home.token_file, _new_token() + "\n")]
+    return [(home.config, config), (home.master_key, key + "\n"), (home.token_file, _new_token() + "\n")]
 
 
 def _new_token() -> str:

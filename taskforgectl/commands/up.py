@@ -10,8 +10,8 @@ import time
 import click
 
 from taskforgectl.commands import status
-from taskforgectl.errors import EXIT_UNREACHABLE, EXIT_USAGE, CliError, RemoteError
-from taskforgectl.home import Home, RunFile
+from taskforgectl.errors import EXIT_UNREACHABLE, CliError, RemoteError
+from taskforgectl.home import Home, RunFile, local_home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import note
 
@@ -25,11 +25,7 @@ _TAIL_LINES = 15
 @click.pass_obj
 def command(settings: Settings) -> None:
     """Start the daemon in the background and wait until it is ready. Does nothing when it runs."""
-    if settings.address:
-        raise CliError(
-            "up works on a home, not on an address", hint="leave out --address and TASKFORGE_ADDRESS", code=EXIT_USAGE
-        )
-    home = Home(settings.home)
+    home = local_home(settings, "up")
     deadline = time.monotonic() + settings.timeout_s
     if home.daemon_lives():
         _wait_ready(settings, home, None, deadline)
