@@ -159,6 +159,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
     Setting("log", "file_mib", 16, _integer(0, 1 << 20), "size of taskforged.log before a new one begins; 0: any"),
     Setting("log", "files", 4, _integer(0, 1000), "full ones that are kept"),
+    Setting("metrics", "open", False, _switch, "true: scrapers on this machine read /metrics without a token"),
+    Setting("metrics", "names", 100, _integer(1, 10_000), "namespaces with a workflow or queue that metrics name"),
     Setting("log", "stall", 2.0, _seconds(0, 3600), "log where the event loop stands when it is blocked for longer"),
 )
 

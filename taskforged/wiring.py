@@ -13,6 +13,7 @@ from taskforged.control.diagnosis import Live
 from taskforged.control.doctor import Doctor
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
+from taskforged.control.health import Health
 from taskforged.control.inbox import WebhookInbox
 from taskforged.control.ledger import Ledger
 from taskforged.control.logs import RunLogs
@@ -40,11 +41,14 @@ from taskforged.host.logbook import LogBook
 from taskforged.host.pulse import Pulse
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
+from taskforged.meters import DoorMeters
 from taskforged.rpc.server import Controls, RpcServer
 from taskforged.steps.base import StepExecutor
 from taskforged.steps.http import HttpExecutor
 from taskforged.steps.shell import ShellExecutor
 from taskforged.store.store import Store
+from taskforged.telemetry.metrics import Metrics, Sources
+from taskforged.telemetry.probes import ProbePages
 from taskforged.tls import Certificates, find_certificates
 from taskforged.triggers.cloud_events import EventGateway
 from taskforged.triggers.cron import CronScan
@@ -95,6 +99,9 @@ class _Base:
     workflows: Workflows
     limits: Limits
     pressure: Pressure
+    pulse: Pulse
+    health: Health
+    meters: DoorMeters
 
 
 @dataclass(slots=True)
@@ -145,20 +152,25 @@ def build(config: Config, clock: Clock, store: Store, info: Info, master_key: by
         consumer=reactions.consumer,
         executors=host.executors,
         book=host.book,
-        pulse=Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall")),
+        pulse=base.pulse,
     )
 
 
 def _build_base(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> _Base:
     access = Access(store, clock)
     triggers = TriggerBook(store, clock)
+    pulse = Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall"))
+    pressure = Pressure(config.home, free_mib=config("limits", "disk_free_mib"))
     return _Base(
         *(config, clock, store, info, Feed(), access),
         secrets=Secrets(store, clock, master_key),
         triggers=triggers,
         workflows=Workflows(store, clock, triggers, access.namespace_name),
         limits=Limits(pending_runs=config("limits", "pending_runs")),
-        pressure=Pressure(config.home, free_mib=config("limits", "disk_free_mib")),
+        pressure=pressure,
+        pulse=pulse,
+        health=Health(info=info, journal=store.journal, pulse=pulse, pressure=pressure),
+        meters=DoorMeters(),
     )
 
 
@@ -179,6 +191,7 @@ def _build_host(base: _Base) -> _Host:
         logs=book,
         limits=base.limits,
         pool_size=config("executor", "pool_size"),
+        names=config("metrics", "names"),
     )
     namespaces = Namespaces(
         store=store,
@@ -300,7 +313,24 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
             views=views,
         ),
         doctor=Doctor(base.config, Live(info=base.info, clock=clock, runner=runner)),
+        meters=base.meters,
     )
+
+
+def _build_probes(base: _Base, host: _Host, reactions: _Reactions) -> ProbePages:
+    sources = Sources(
+        store=base.store,
+        runner=host.runner,
+        feed=base.feed,
+        pulse=base.pulse,
+        lateness=reactions.scheduler.lateness,
+        doors=base.meters,
+        access=base.access,
+        info=base.info,
+        health=base.health,
+    )
+    metrics = Metrics(sources, names=base.config("metrics", "names"))
+    return ProbePages(health=base.health, metrics=metrics, access=base.access, is_open=base.config("metrics", "open"))
 
 
 def _build_http(
@@ -317,6 +347,7 @@ def _build_http(
         secret=base.secrets.value,
         requests=host.namespaces.requests,
         pressure=base.pressure,
+        meters=base.meters,
         body_max=config("http", "body_max"),
     )
     gateway = EventGateway(
@@ -333,9 +364,10 @@ def _build_http(
         host=host_name.strip("[]"),
         port=int(port),
         limits=limits,
-        ready=lambda: base.info.state == "ready",
         gateway=gateway,
         tls=certificates.http_context() if certificates is not None and config.https else None,
+        probes=_build_probes(base, host, reactions),
+        requests=base.meters.http,
     )
 
 

@@ -83,6 +83,12 @@ _CONFIG = """\
 # true: shell steps may execute anything.
 # unsafe = false
 
+[metrics]
+# true: scrapers on this machine read /metrics without a token. Requests through a reverse proxy still need one.
+# open = false
+# Namespaces with a workflow or queue that metrics name; those beyond it count as one, `other`.
+# names = 100
+
 [log]
 # Least severity that is logged: debug, info, warning, error.
 # level = "info"

@@ -11,6 +11,7 @@ Nothing here blocks and nothing decides: the engine decides, the journal writes,
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ from taskforged.host.admission import Admission, Ticket
 from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
+from taskforged.host.run_meters import NAMES, RunMeters
 from taskforged.steps.base import Log, Outcome, SecretLookup, SecretValue, StepExecutor, Succeeded, Task
 from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
 from taskforged.store.journal import Write
@@ -175,8 +177,9 @@ class Runner:
         logs: Logs,
         limits: Limits,
         pool_size: int,
+        names: int = NAMES,
     ) -> None:
-        """Create a runner; `secret` looks up a secret by namespace number and name.
+        """Create a runner; `secret` looks up a secret by namespace number and name, `names` is for `RunMeters`.
 
         Before it starts, `start_child` must be set to what creates the run of a sub-workflow: given the parent's home,
         its state and the command, it answers when the run is on disk, also when it was there before. It raises
@@ -197,6 +200,7 @@ class Runner:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiters: dict[int, list[asyncio.Future[Run]]] = {}
         self._stopping = False
+        self.meters = RunMeters(names)
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
         self.on_pending: Callable[[int], Awaitable[None]] = _nobody_decides
@@ -632,6 +636,7 @@ class Runner:
         entry.run = step.run
         entry.head_hash = change.head_hash
         entry.committing = False
+        self.meters.record(entry.run, entry.model, step.history)
         self._acknowledge(step.taken)
         for seq in step.claims:
             if seq in entry.run.commands:
@@ -828,9 +833,10 @@ class Runner:
         key = entry.run.commands[seq]
         task = self._spawn(self._execute(entry, key), f"attempt {entry.run.run_id}/{key}")
         entry.attempts[seq] = task
-        task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, done))
+        began = time.monotonic()
+        task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, began, done))
 
-    def _attempt_ended(self, entry: _Entry, seq: int, key: str, done: asyncio.Task[Outcome]) -> None:
+    def _attempt_ended(self, entry: _Entry, seq: int, key: str, began: float, done: asyncio.Task[Outcome]) -> None:
         """Report how an attempt ended.
 
         A callback and not code around it: a task cancelled before its first step never gets to its own `except`.
@@ -851,6 +857,8 @@ class Runner:
             fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
         else:
             fact = _fact_of(seq, done.result())
+        kind = entry.model.steps[definition_id(key)].kind
+        self.meters.attempted(kind, _OUTCOMES[type(fact)], time.monotonic() - began)
         entry.mailbox.append(_Letter(fact, None))
         self._pump(entry)
 
@@ -891,6 +899,13 @@ class Runner:
 
 _Nothing: Any = object()
 """The fact that says nothing: it only waits for its turn."""
+
+
+_OUTCOMES: Mapping[type[Fact], str] = {
+    AttemptCompleted: "succeeded",
+    AttemptFailed: "failed",
+    AttemptCancelled: "cancelled",
+}
 
 
 def _take_mail(entry: _Entry) -> list[_Letter]:

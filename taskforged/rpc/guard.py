@@ -24,7 +24,9 @@ from taskforged.errors import (
     TaskforgeError,
     UnavailableError,
 )
+from taskforged.meters import DoorMeters
 from taskforged.rpc.errors import to_status
+from taskforged.rpc.metering import metered_stream, metered_unary
 
 __all__ = ["NEEDS", "OPEN", "WHOLE", "Guard", "caller"]
 
@@ -145,9 +147,10 @@ def caller() -> Principal:
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in its stubs
     """The one interceptor. Wrapped handlers are made once per method."""
 
-    def __init__(self, access: Access, requests: RequestLimits) -> None:
+    def __init__(self, access: Access, requests: RequestLimits, meters: DoorMeters) -> None:
         self._access = access
         self._requests = requests
+        self._meters = meters
         self._wrapped: dict[str, Handler] = {}
         self.draining = False
 
@@ -194,7 +197,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
                 await _abort(context, _bug(method, error))
             raise AssertionError("abort returns never")
 
-        return call
+        return metered_unary(method, call, self._meters)
 
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., AsyncIterator[Message]]:
         async def call(request: Any, context: Any) -> AsyncIterator[Message]:
@@ -210,7 +213,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             except Exception as error:  # noqa: BLE001  the boundary: a bug must not leak its text
                 await _abort(context, _bug(method, error))
 
-        return call
+        return metered_stream(method, call, self._meters)
 
     def _admit(self, method: str, context: Any) -> Principal:
         if self.draining:

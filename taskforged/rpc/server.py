@@ -55,6 +55,7 @@ from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError
+from taskforged.meters import DoorMeters
 from taskforged.rpc.access import SecretServicer, TokenServicer
 from taskforged.rpc.credentials import server_credentials
 from taskforged.rpc.dead_letters import DeadLetterServicer
@@ -126,6 +127,7 @@ class Controls:
     logs: RunLogs
     explainer: Explainer
     doctor: Doctor
+    meters: DoorMeters
 
 
 class RpcServer:
@@ -138,7 +140,7 @@ class RpcServer:
     """
 
     def __init__(self, controls: Controls, *, certificates: Certificates | None, connections_max: int) -> None:
-        self._guard = Guard(controls.access, controls.namespaces.requests)
+        self._guard = Guard(controls.access, controls.namespaces.requests, controls.meters)
         options = (*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max))
         self._server = grpc.aio.server(interceptors=[self._guard], options=options)
         self._credentials = None if certificates is None else server_credentials(certificates)
@@ -183,6 +185,10 @@ class RpcServer:
         letters = DeadLetterServicer(c.dead_letters, c.views, c.access)
         dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server(letters, self._server)
 
+    async def _not_yet(self) -> None:
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+
     async def start(self, *, listen: str, socket: Path) -> list[str]:
         """Bind and serve; answers the addresses.
 
@@ -193,6 +199,7 @@ class RpcServer:
         Raises:
             FailedPreconditionError: an address is in use or not to be had.
         """
+        await self._not_yet()
         addresses = []
         if len(str(socket)) <= _SOCKET_PATH_MAX:
             addresses.append(self._bind_socket(socket))
@@ -233,12 +240,13 @@ class RpcServer:
 
     async def serve(self) -> None:
         """Answer health checks with SERVING."""
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
         """Tell probes that new work is not wanted, and refuse it as UNAVAILABLE: `stop` would cut it as CANCELLED."""
-        self._guard.draining = True
         await self._health.enter_graceful_shutdown()
+        self._guard.draining = True
 
     async def stop(self, grace_s: float) -> None:
         """Stop accepting, let calls finish for `grace_s`, then cut them. Idempotent."""

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
-from taskforged.meters import COUNTS, SHORT_S, Histogram
+from taskforged.meters import SHORT_S, SIZES, Histogram
 from taskforged.store.changes import RunChange, StaleWriteError, write_changes
 from taskforged.store.threads import ConnectionThread
 
@@ -60,7 +60,7 @@ class JournalStats:
     largest_batch: int = 0
     failures: int = 0
     commit_began: float = 0.0
-    sizes: Histogram = field(default_factory=lambda: Histogram(COUNTS))
+    sizes: Histogram = field(default_factory=lambda: Histogram(SIZES))
     durations: Histogram = field(default_factory=lambda: Histogram(SHORT_S))
 
 
