@@ -83,11 +83,11 @@ _CONFIG = """\
 # true: shell steps may execute anything.
 # unsafe = false
 
-[metrics]
-# true: scrapers on this machine read /metrics without a token. Requests through a reverse proxy still need one.
-# open = false
-# Namespaces with a workflow or queue that metrics name; those beyond it count as one, `other`.
-# names = 100
+[audit]
+# Days for which the audit is kept.
+# keep_days = 400
+# Newest records of the audit that are kept.
+# keep_rows = 1000000
 
 [log]
 # Least severity that is logged: debug, info, warning, error.

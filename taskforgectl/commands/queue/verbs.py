@@ -10,14 +10,12 @@ from taskforge.v1 import queue_service_pb2 as pb
 from taskforge.v1.queue_service_pb2_grpc import QueueServiceStub
 
 from taskforgectl.connection import Connection
-from taskforgectl.kinds import QUEUE
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import Listing, collect, listing_options
-from taskforgectl.render.output import Item, echo, note, show_item
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.output import Item, echo, note, show_item, show_list
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, local_time, show_details, tabled, when
-from taskforgectl.watching import show_listing
+from taskforgectl.render.tables import Column, local_time, show_details, show_table
 
 __all__ = ["verbs"]
 
@@ -30,12 +28,11 @@ def command() -> None:
 
 
 @command.command("list")
-@listing_options
+@limit_option
 @click.pass_obj
-def list_(settings: Settings, listing: Listing) -> None:
+def list_(settings: Settings, limit: int) -> None:
     """List the queues of a namespace by name."""
-
-    def read(connection: Connection) -> Sequence[Item]:
+    with Connection(settings) as connection:
         stub = connection.stub(QueueServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -43,22 +40,15 @@ def list_(settings: Settings, listing: Listing) -> None:
             answer = connection.ask(stub.ListQueues, request)
             return answer.queues, answer.next_page_token
 
-        return collect(fetch, listing.limit)
-
-    show_listing(
-        settings,
-        listing,
-        read,
-        key="name",
-        table=tabled(settings, _COLUMNS, empty=_EMPTY),
+        rows = collect(fetch, limit)
+    show_list(
+        settings, rows, key="name", table=lambda items: show_table(settings, items, _COLUMNS, empty="no queues yet")
     )
 
 
 def _maximum(queue: Item) -> str:
     return str(queue["running_steps_max"] or "no limit")
 
-
-_EMPTY = "no queues yet; make one with `taskforgectl queue set NAME --running-steps-max N`"
 
 _COLUMNS = [
     Column("QUEUE", lambda one: one["name"]),
@@ -67,12 +57,12 @@ _COLUMNS = [
     Column("WAITING", lambda one: one["waiting"]),
     Column("RUNNING", lambda one: one["running"]),
     Column("MAX RUNNING", _maximum),
-    Column("UPDATED", lambda one: when(one["update_time"])),
+    Column("UPDATED", lambda one: local_time(one["update_time"])),
 ]
 
 
 @command.command("show")
-@click.argument("name", metavar="QUEUE", type=QUEUE)
+@click.argument("name")
 @click.pass_obj
 def show(settings: Settings, name: str) -> None:
     """Show a queue."""
@@ -98,7 +88,7 @@ def _show_whole(settings: Settings, queue: Item) -> None:
 
 
 @command.command("set")
-@click.argument("name", metavar="QUEUE", type=QUEUE)
+@click.argument("name")
 @click.option("--running-steps-max", type=_count, metavar="N", help="Steps at work at once; 0 means no limit.")
 @click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="Among the queues; the larger, the sooner.")
 @click.pass_obj
@@ -111,7 +101,7 @@ def set_(settings: Settings, name: str, running_steps_max: int | None, priority:
 
 
 @command.command("pause")
-@click.argument("name", metavar="QUEUE", type=QUEUE)
+@click.argument("name")
 @click.pass_obj
 def pause(settings: Settings, name: str) -> None:
     """Let no step of a queue start. Steps under way end."""
@@ -119,7 +109,7 @@ def pause(settings: Settings, name: str) -> None:
 
 
 @command.command("resume")
-@click.argument("name", metavar="QUEUE", type=QUEUE)
+@click.argument("name")
 @click.pass_obj
 def resume(settings: Settings, name: str) -> None:
     """Let the steps of a queue start again."""
@@ -138,7 +128,7 @@ def _set(settings: Settings, request: pb.SetQueueRequest, verb: str) -> None:
 
 
 @command.command("delete")
-@click.argument("name", metavar="QUEUE", type=QUEUE)
+@click.argument("name")
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a queue and its limits."""

@@ -13,14 +13,12 @@ from taskforge.v1.secret_service_pb2_grpc import SecretServiceStub
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
 from taskforgectl.files import read_text
-from taskforgectl.kinds import FILE, SECRET
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import Listing, collect, listing_options
-from taskforgectl.render.output import Item, echo, note, show_item
+from taskforgectl.paging import collect, limit_option
+from taskforgectl.render.output import echo, note, show_item, show_list
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, tabled, when
-from taskforgectl.watching import show_listing
+from taskforgectl.render.tables import Column, local_time, show_table
 
 __all__ = ["verbs"]
 
@@ -31,8 +29,8 @@ def command() -> None:
 
 
 @command.command("set")
-@click.argument("name", metavar="SECRET", type=SECRET)
-@click.option("--value-file", "file", metavar="FILE|-", type=FILE, help="Take the value from a file; - is stdin.")
+@click.argument("name")
+@click.option("--value-file", "file", metavar="FILE", help="Take the value from a file; - is stdin.")
 @click.option("--host", "hosts", multiple=True, metavar="HOST", help="Where it may be sent to; repeatable.")
 @click.option("--any-host", is_flag=True, help="It may be sent anywhere, whatever was said before.")
 @click.pass_obj
@@ -64,12 +62,11 @@ def _read_value(name: str, file: str | None) -> str:
 
 
 @command.command("list")
-@listing_options
+@limit_option
 @click.pass_obj
-def list_(settings: Settings, listing: Listing) -> None:
+def list_(settings: Settings, limit: int) -> None:
     """List secrets by name. Values are never shown."""
-
-    def read(connection: Connection) -> Sequence[Item]:
+    with Connection(settings) as connection:
         stub = connection.stub(SecretServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -77,20 +74,19 @@ def list_(settings: Settings, listing: Listing) -> None:
             answer = connection.ask(stub.ListSecrets, request)
             return answer.secrets, answer.next_page_token
 
-        return collect(fetch, listing.limit)
-
+        rows = collect(fetch, limit)
     columns = [
-        Column("SECRET", lambda one: one["name"]),
+        Column("NAME", lambda one: one["name"]),
         Column("VERSION", lambda one: one["version"]),
         Column("HOSTS", lambda one: ", ".join(one["hosts"]) or "any"),
-        Column("UPDATED", lambda one: when(one["update_time"])),
+        Column("SET", lambda one: local_time(one["update_time"])),
     ]
     empty = "no secrets yet; set one with `taskforgectl secret set NAME`"
-    show_listing(settings, listing, read, key="name", table=tabled(settings, columns, empty=empty))
+    show_list(settings, rows, key="name", table=lambda items: show_table(settings, items, columns, empty=empty))
 
 
 @command.command("delete")
-@click.argument("name", metavar="SECRET", type=SECRET)
+@click.argument("name")
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a secret."""

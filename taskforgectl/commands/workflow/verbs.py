@@ -13,15 +13,13 @@ from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError, RemoteError, Violation
 from taskforgectl.files import read_text
-from taskforgectl.kinds import FILE, WORKFLOW
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.paging import collect, limit_option
 from taskforgectl.render.output import Item, echo, echo_text, note, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
-from taskforgectl.render.tables import Column, local_time, show_details, show_table, tabled, when
-from taskforgectl.watching import show_listing
+from taskforgectl.render.tables import Column, local_time, show_details, show_table
 
 __all__ = ["verbs"]
 
@@ -42,7 +40,6 @@ _files_option = click.option(
     required=True,
     multiple=True,
     metavar="FILE|DIR|-",
-    type=FILE,
     help="A definition, a folder of *.yaml and *.yml, or - for stdin. May be given several times.",
 )
 
@@ -150,12 +147,11 @@ def _folder(path: Path) -> Iterator[_Source]:
 
 
 @command.command("list")
-@listing_options
+@limit_option
 @click.pass_obj
-def list_(settings: Settings, listing: Listing) -> None:
+def list_(settings: Settings, limit: int) -> None:
     """List the workflows of a namespace by name."""
-
-    def read(connection: Connection) -> Sequence[Item]:
+    with Connection(settings) as connection:
         stub = connection.stub(WorkflowServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -163,18 +159,17 @@ def list_(settings: Settings, listing: Listing) -> None:
             answer = connection.ask(stub.ListWorkflows, request)
             return answer.workflows, answer.next_page_token
 
-        return collect(fetch, listing.limit)
-
-    show_listing(settings, listing, read, key="name", table=lambda items: _show_rows(settings, items))
+        rows = collect(fetch, limit)
+    show_list(settings, rows, key="name", table=lambda items: _show_rows(settings, items))
 
 
 def _show_rows(settings: Settings, items: Sequence[Item]) -> None:
     columns = [
-        Column("WORKFLOW", lambda one: one["name"]),
+        Column("NAME", lambda one: one["name"]),
         Column("VERSION", lambda one: one["latest_version"]),
         Column("ACTIVE", lambda one: one["active"]),
         Column("TRIGGERS", lambda one: ", ".join(t["detail"] or t["kind"] for t in one["triggers"])),
-        Column("UPDATED", lambda one: when(one["update_time"])),
+        Column("UPDATED", lambda one: local_time(one["update_time"])),
         Column("DESCRIPTION", lambda one: one["description"]),
     ]
     empty = "no workflows yet; apply one with `taskforgectl workflow apply -f FILE`"
@@ -182,7 +177,7 @@ def _show_rows(settings: Settings, items: Sequence[Item]) -> None:
 
 
 @command.command("show")
-@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
+@click.argument("name")
 @click.option("--version", "number", type=click.IntRange(min=1), help="Show this version's source. Default: newest.")
 @click.option("--source", "source_only", is_flag=True, help="Print the YAML text and nothing else.")
 @click.pass_obj
@@ -217,13 +212,12 @@ def _show_whole(settings: Settings, item: Item) -> None:
 
 
 @command.command("versions")
-@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
-@listing_options
+@click.argument("name")
+@limit_option
 @click.pass_obj
-def versions(settings: Settings, name: str, listing: Listing) -> None:
+def versions(settings: Settings, name: str, limit: int) -> None:
     """List the versions of a workflow, newest first."""
-
-    def read(connection: Connection) -> Sequence[Item]:
+    with Connection(settings) as connection:
         stub = connection.stub(WorkflowServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -233,20 +227,15 @@ def versions(settings: Settings, name: str, listing: Listing) -> None:
             answer = connection.ask(stub.ListWorkflowVersions, request)
             return answer.versions, answer.next_page_token
 
-        return collect(fetch, listing.limit)
-
+        rows = collect(fetch, limit)
     columns = [
         Column("VERSION", lambda one: one["number"]),
-        Column("APPLIED", lambda one: when(one["create_time"])),
+        Column("APPLIED", lambda one: local_time(one["create_time"])),
         Column("BY", lambda one: one["created_by"]),
         Column("CONTENT", lambda one: one["content_hash"][:12]),
     ]
-    show_listing(
-        settings,
-        listing,
-        read,
-        key="number",
-        table=tabled(settings, columns, empty="no versions"),
+    show_list(
+        settings, rows, key="number", table=lambda items: show_table(settings, items, columns, empty="no versions")
     )
 
 
@@ -254,7 +243,7 @@ def versions(settings: Settings, name: str, listing: Listing) -> None:
 
 
 @command.command("activate")
-@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
+@click.argument("name")
 @click.pass_obj
 def activate(settings: Settings, name: str) -> None:
     """Let a workflow's triggers start runs."""
@@ -262,7 +251,7 @@ def activate(settings: Settings, name: str) -> None:
 
 
 @command.command("deactivate")
-@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
+@click.argument("name")
 @click.pass_obj
 def deactivate(settings: Settings, name: str) -> None:
     """Stop a workflow's triggers. It can still be started by hand."""
@@ -279,7 +268,7 @@ def _set_active(settings: Settings, name: str, *, active: bool) -> None:
 
 
 @command.command("delete")
-@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
+@click.argument("name")
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a workflow. Its runs and their history stay."""
