@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from taskforged.egress import parse_rule
 from taskforged.errors import InvalidArgumentError, Violation
 
 __all__ = ["SETTINGS", "Config", "Origin", "Setting", "is_loopback", "load_config"]
@@ -91,6 +93,35 @@ def _programs(value: Any) -> tuple[str, ...]:
     return tuple(paths)
 
 
+def _items(value: Any) -> list[Any]:
+    found = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)):
+        raise TypeError("must be a list; in the variable with commas between")
+    return [item for item in found if item != ""]
+
+
+def _rules(value: Any) -> tuple[str, ...]:
+    rules = tuple(map(str, _items(value)))
+    for rule in rules:
+        parse_rule(rule)
+    return rules
+
+
+def _ports(value: Any) -> tuple[int, ...]:
+    return tuple(map(_integer(1, 65_535), _items(value)))
+
+
+def _proxy(value: Any) -> str:
+    parts = urlsplit(str(value))
+    is_url = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+    if value and (not is_url or parts.path.strip("/") or parts.query or parts.netloc.count("@") > 1):
+        raise ValueError(
+            "must be a URL such as http://user:password@proxy.example:3128, http or https, without a path;"
+            " in the password @ is %40 and / is %2F"
+        )
+    return str(value)
+
+
 class Origin(StrEnum):
     """Where a value comes from."""
 
@@ -101,13 +132,14 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: where it stands, what it defaults to, how it is checked, what it is."""
+    """One setting: where it stands, what it defaults to, how it is checked, what it is, whether it holds a secret."""
 
     section: str
     key: str
     default: Any
     parse: Callable[[Any], Any]
     help: str
+    is_secret: bool = False
 
     @property
     def variable(self) -> str:
@@ -151,18 +183,30 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("shell", "allow", [], _programs, "absolute paths of the programs that shell steps may execute"),
     Setting("shell", "unsafe", False, _switch, "true: shell steps may execute anything"),
+    Setting("egress", "allow", [], _rules, "what http steps may connect to although it is closed"),
+    Setting("egress", "deny", [], _rules, "what http steps may not connect to; wins over allow"),
+    Setting("egress", "private", True, _switch, "false: no loopback and no private networks but what allow names"),
+    Setting("egress", "only_allowed", False, _switch, "true: nothing but what allow names"),
+    Setting("egress", "ports", [], _ports, "the only ports that http steps may connect to; empty: all"),
+    Setting("egress", "proxy", "", _proxy, "URL of the proxy of http steps; empty: none", is_secret=True),
+    Setting(
+        "egress",
+        "no_proxy",
+        ["localhost", "*.localhost", "127.0.0.0/8", "::1"],
+        _rules,
+        "what http steps connect to without the proxy",
+    ),
+    Setting("egress", "ca_file", "", _file, "path of certificate authorities that are trusted besides the system's"),
     Setting("limits", "fan_out_items", 10_000, _integer(1, 1_000_000), "items of one for_each"),
     Setting("limits", "pending_runs", 100_000, _integer(1, 10_000_000), "runs that wait for a slot, of all namespaces"),
     Setting("limits", "causal_depth", 16, _integer(1, 1000), "runs in a chain of events and runs before it is a loop"),
     Setting("limits", "disk_free_mib", 64, _integer(0, 1 << 30), "space that new work leaves free; 0: none"),
-    Setting("audit", "keep_days", 400, _integer(1, 36_500), "days for which the audit is kept"),
-    Setting(
-        "audit", "keep_rows", 1_000_000, _integer(1000, 1_000_000_000), "newest records of the audit that are kept"
-    ),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
     Setting("log", "file_mib", 16, _integer(0, 1 << 20), "size of taskforged.log before a new one begins; 0: any"),
     Setting("log", "files", 4, _integer(0, 1000), "full ones that are kept"),
+    Setting("metrics", "open", False, _switch, "true: scrapers on this machine read /metrics without a token"),
+    Setting("metrics", "names", 100, _integer(1, 10_000), "namespaces with a workflow or queue that metrics name"),
     Setting("log", "stall", 2.0, _seconds(0, 3600), "log where the event loop stands when it is blocked for longer"),
 )
 
@@ -257,7 +301,8 @@ def load_config(home: Path | None, file: Path | None, environment: Mapping[str, 
         try:
             values[setting.section, setting.key] = setting.parse(value)
         except (TypeError, ValueError) as error:
-            problems.append(Violation(place, f"{place} = {value!r}: {error}"))
+            shown = "" if setting.is_secret else f" = {value!r}"
+            problems.append(Violation(place, f"{place}{shown}: {error}"))
     if problems:
         raise InvalidArgumentError("\n".join(one.message for one in problems), violations=problems)
     config = replace(config, values=values, origins={where: one.origin for where, one in given.items()})

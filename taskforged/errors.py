@@ -12,7 +12,6 @@ __all__ = [
     "AlreadyExistsError",
     "ConflictError",
     "CorruptStoreError",
-    "DeadlineError",
     "FailedPreconditionError",
     "InternalError",
     "InvalidArgumentError",
@@ -123,12 +122,6 @@ class UnavailableError(TaskforgeError):
     """The daemon cannot do this right now: retry the same request later."""
 
     reason = "UNAVAILABLE"
-
-
-class DeadlineError(TaskforgeError):
-    """It took longer than the caller, or the daemon for a caller without a deadline, would wait."""
-
-    reason = "DEADLINE_EXCEEDED"
 
 
 class CorruptStoreError(TaskforgeError):

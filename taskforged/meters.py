@@ -1,14 +1,17 @@
 """Counters and histograms that cost less than a microsecond: plain numbers, read by whoever shows them.
 
-They are changed on the event loop only, and know nothing of how they are exported.
+They are changed on the event loop only, and know nothing of how they are exported. What they are told apart by comes
+from users (names of namespaces, workflows, queues), so each holds a bounded number of keys: the first that come are
+named, and all later ones count together.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import TypeAlias
 
-__all__ = ["COUNTS", "LONG_S", "SHORT_S", "Histogram", "Histograms"]
+__all__ = ["LONG_S", "OTHER", "SHORT_S", "SIZES", "Counts", "DoorMeters", "Histogram", "Histograms", "Key"]
 
 SHORT_S: Sequence[float] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds in seconds of what should take milliseconds."""
@@ -16,59 +19,102 @@ SHORT_S: Sequence[float] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 LONG_S: Sequence[float] = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 21600.0, 86400.0)
 """Upper bounds in seconds of what may take a day."""
 
-COUNTS: Sequence[float] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SIZES: Sequence[float] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 """Upper bounds of sizes of batches."""
+
+OTHER = "other"
+"""Stands for all names beyond the bound."""
+
+Key: TypeAlias = tuple[str, ...]
+"""What things are told apart by."""
 
 
 class Histogram:
     """How often values fell between given bounds, and their sum."""
 
-    __slots__ = ("_bounds", "_buckets", "total")
+    __slots__ = ("bounds", "buckets", "total")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        """Create an empty histogram with upper bounds in ascending order; one without a bound is added."""
-        self._bounds = bounds
-        self._buckets = [0] * (len(bounds) + 1)
-        self.total = 0.0
+    def __init__(self, bounds: Sequence[float], buckets: Sequence[int] = (), total: float = 0.0) -> None:
+        """Create a histogram with upper bounds in ascending order; a last bucket takes what is above all of them."""
+        self.bounds = bounds
+        self.buckets = list(buckets) or [0] * (len(bounds) + 1)
+        self.total = total
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self._buckets[bisect_left(self._bounds, value)] += 1
+        self.buckets[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def copy(self) -> Histogram:
+        """Answer what it holds now, for another thread."""
+        return Histogram(self.bounds, self.buckets, self.total)
 
     @property
     def count(self) -> int:
         """How many values there were."""
-        return sum(self._buckets)
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Answer each upper bound as text with the number of values up to it, as Prometheus wants them."""
-        found, so_far = list[tuple[str, float]](), 0
-        for bound, count in zip([*map(_text, self._bounds), "+Inf"], self._buckets, strict=True):
-            so_far += count
-            found.append((bound, so_far))
-        return found
+        return sum(self.buckets)
 
 
-def _text(bound: float) -> str:
-    return repr(float(bound))
+class Counts:
+    """Counters by key."""
+
+    __slots__ = ("_most", "by_key")
+
+    def __init__(self, most: int) -> None:
+        """Create counters for at most so many keys, and one more for all others."""
+        self._most = most
+        self.by_key: dict[Key, int] = {}
+
+    def add(self, key: Key, amount: int = 1) -> None:
+        """Count."""
+        known = self.by_key.get(key)
+        if known is None:
+            key = bounded(key, self.by_key, self._most)
+            known = self.by_key.get(key, 0)
+        self.by_key[key] = known + amount
 
 
 class Histograms:
-    """Histograms by the value of a label; the number of values is bounded, and what is beyond it counts as `other`."""
+    """Histograms by key."""
 
-    OTHER = "other"
+    __slots__ = ("_bounds", "_most", "by_key")
 
     def __init__(self, bounds: Sequence[float], most: int) -> None:
+        """Create histograms for at most so many keys, and one more for all others."""
         self._bounds = bounds
         self._most = most
-        self.by_label: dict[str, Histogram] = {}
+        self.by_key: dict[Key, Histogram] = {}
 
-    def observe(self, label: str, value: float) -> None:
-        """Count a value under a label."""
-        histogram = self.by_label.get(label)
-        if histogram is None:
-            if len(self.by_label) >= self._most:
-                label = self.OTHER
-            histogram = self.by_label.setdefault(label, Histogram(self._bounds))
-        histogram.observe(value)
+    def observe(self, key: Key, value: float) -> None:
+        """Count a value."""
+        known = self.by_key.get(key)
+        if known is None:
+            known = self.by_key.setdefault(bounded(key, self.by_key, self._most), Histogram(self._bounds))
+        known.observe(value)
+
+
+def bounded(key: Key, known: dict[Key, int] | dict[Key, Histogram], most: int) -> Key:
+    """Answer under which key something new counts."""
+    return key if len(known) < most else (OTHER,) * len(key)
+
+
+class DoorMeters:
+    """What is counted at the doors.
+
+    Attributes:
+        http: requests by route and status.
+        webhooks: deliveries by outcome.
+        acks: seconds from a delivery's last byte to its being on disk.
+        grpc: calls by method and code.
+        grpc_durations: seconds of unary calls by method.
+    """
+
+    __slots__ = ("acks", "grpc", "grpc_durations", "http", "webhooks")
+
+    def __init__(self) -> None:
+        """Create counters. The keys are ours, apart from that nothing here grows with what is asked."""
+        self.http = Counts(200)
+        self.webhooks = Counts(20)
+        self.acks = Histogram(SHORT_S)
+        self.grpc = Counts(1000)
+        self.grpc_durations = Histograms(SHORT_S, 200)

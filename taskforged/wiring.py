@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from taskforged.clock import Clock
 from taskforged.config import Config, is_loopback
 from taskforged.control.access import Access
-from taskforged.control.audit import Audit
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.diagnosis import Live
 from taskforged.control.doctor import Doctor
-from taskforged.control.doorman import Doorman
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
+from taskforged.control.health import Health
 from taskforged.control.inbox import WebhookInbox
 from taskforged.control.ledger import Ledger
 from taskforged.control.logs import RunLogs
@@ -36,18 +35,22 @@ from taskforged.control.triggers import Triggers
 from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
+from taskforged.egress import Policy, Rule, parse_rule
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
 from taskforged.host.logbook import LogBook
 from taskforged.host.pulse import Pulse
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
-from taskforged.keyring import KeySource
+from taskforged.meters import DoorMeters
 from taskforged.rpc.server import Controls, RpcServer
 from taskforged.steps.base import StepExecutor
 from taskforged.steps.http import HttpExecutor
+from taskforged.steps.outbound import Outbound
 from taskforged.steps.shell import ShellExecutor
 from taskforged.store.store import Store
+from taskforged.telemetry.metrics import Metrics, Sources
+from taskforged.telemetry.probes import ProbePages
 from taskforged.tls import Certificates, find_certificates
 from taskforged.triggers.cloud_events import EventGateway
 from taskforged.triggers.cron import CronScan
@@ -80,8 +83,6 @@ class Parts:
     consumer: EventConsumer
     executors: Sequence[StepExecutor]
     book: LogBook
-    secrets: Secrets
-    audit: Audit
     pulse: Pulse
 
 
@@ -96,12 +97,13 @@ class _Base:
     feed: Feed
     access: Access
     secrets: Secrets
-    audit: Audit
-    doorman: Doorman
     triggers: TriggerBook
     workflows: Workflows
     limits: Limits
     pressure: Pressure
+    pulse: Pulse
+    health: Health
+    meters: DoorMeters
 
 
 @dataclass(slots=True)
@@ -129,9 +131,9 @@ class _Reactions:
     triggers: Triggers
 
 
-def build(config: Config, clock: Clock, store: Store, info: Info, keys: KeySource) -> Parts:
+def build(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> Parts:
     """Make everything on an open store; nothing is started."""
-    base = _build_base(config, clock, store, info, keys)
+    base = _build_base(config, clock, store, info, master_key)
     host = _build_host(base)
     reactions = _build_reactions(base, host)
     controls = _build_controls(base, host, reactions)
@@ -152,25 +154,25 @@ def build(config: Config, clock: Clock, store: Store, info: Info, keys: KeySourc
         consumer=reactions.consumer,
         executors=host.executors,
         book=host.book,
-        secrets=base.secrets,
-        audit=base.audit,
-        pulse=Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall")),
+        pulse=base.pulse,
     )
 
 
-def _build_base(config: Config, clock: Clock, store: Store, info: Info, keys: KeySource) -> _Base:
+def _build_base(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> _Base:
     access = Access(store, clock)
     triggers = TriggerBook(store, clock)
-    audit = Audit(store, clock, keep_days=config("audit", "keep_days"), keep_rows=config("audit", "keep_rows"))
+    pulse = Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall"))
+    pressure = Pressure(config.home, free_mib=config("limits", "disk_free_mib"))
     return _Base(
         *(config, clock, store, info, Feed(), access),
-        secrets=Secrets(store, clock, keys),
-        audit=audit,
-        doorman=Doorman(audit),
+        secrets=Secrets(store, clock, master_key),
         triggers=triggers,
         workflows=Workflows(store, clock, triggers, access.namespace_name),
         limits=Limits(pending_runs=config("limits", "pending_runs")),
-        pressure=Pressure(config.home, free_mib=config("limits", "disk_free_mib")),
+        pressure=pressure,
+        pulse=pulse,
+        health=Health(info=info, journal=store.journal, pulse=pulse, pressure=pressure),
+        meters=DoorMeters(),
     )
 
 
@@ -178,7 +180,7 @@ def _build_host(base: _Base) -> _Host:
     config, clock, store, workflows = base.config, base.clock, base.store, base.workflows
     book = LogBook(store, clock, base.feed)
     executors: Sequence[StepExecutor] = (
-        HttpExecutor(),
+        HttpExecutor(outbound=_build_outbound(config, base.info)),
         ShellExecutor(scratch=config.home / "shell", allow=config("shell", "allow"), unsafe=config("shell", "unsafe")),
     )
     runner = Runner(
@@ -191,6 +193,7 @@ def _build_host(base: _Base) -> _Host:
         logs=book,
         limits=base.limits,
         pool_size=config("executor", "pool_size"),
+        names=config("metrics", "names"),
     )
     namespaces = Namespaces(
         store=store,
@@ -215,6 +218,26 @@ def _build_host(base: _Base) -> _Host:
     )
     views = RunViews(store=store, access=base.access, workflows=workflows, feed=base.feed)
     return _Host(runner, book, executors, namespaces, queues, starter, views)
+
+
+def _build_outbound(config: Config, info: Info) -> Outbound:
+    def rules(key: str) -> list[Rule]:
+        return list(map(parse_rule, config("egress", key)))
+
+    policy = Policy(
+        allow=rules("allow"),
+        deny=rules("deny"),
+        private=config("egress", "private"),
+        only_allowed=config("egress", "only_allowed"),
+        ports=config("egress", "ports"),
+    )
+    return Outbound(
+        policy,
+        proxy=config("egress", "proxy"),
+        no_proxy=rules("no_proxy"),
+        ca_file=str(config.home / config("egress", "ca_file")) if config("egress", "ca_file") else "",
+        own_ports=lambda: [int(port) for port in (a.rpartition(":")[2] for a in info.grpc) if port.isdigit()],
+    )
 
 
 def _build_queues(base: _Base, runner: Runner) -> Queues:
@@ -295,8 +318,6 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
         triggers=reactions.triggers,
         ledger=Ledger(store=store, clock=clock, triggers=reactions.triggers, reactor=reactions.reactor),
         secrets=base.secrets,
-        audit=base.audit,
-        doorman=base.doorman,
         system=System(
             store=store, runner=runner, feed=base.feed, lateness=reactions.scheduler.lateness, info=base.info
         ),
@@ -314,7 +335,24 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
             views=views,
         ),
         doctor=Doctor(base.config, Live(info=base.info, clock=clock, runner=runner)),
+        meters=base.meters,
     )
+
+
+def _build_probes(base: _Base, host: _Host, reactions: _Reactions) -> ProbePages:
+    sources = Sources(
+        store=base.store,
+        runner=host.runner,
+        feed=base.feed,
+        pulse=base.pulse,
+        lateness=reactions.scheduler.lateness,
+        doors=base.meters,
+        access=base.access,
+        info=base.info,
+        health=base.health,
+    )
+    metrics = Metrics(sources, names=base.config("metrics", "names"))
+    return ProbePages(health=base.health, metrics=metrics, access=base.access, is_open=base.config("metrics", "open"))
 
 
 def _build_http(
@@ -331,15 +369,11 @@ def _build_http(
         secret=base.secrets.value,
         requests=host.namespaces.requests,
         pressure=base.pressure,
+        meters=base.meters,
         body_max=config("http", "body_max"),
     )
     gateway = EventGateway(
-        access=base.access,
-        bus=reactions.bus,
-        events=controls.events,
-        requests=host.namespaces.requests,
-        audit=base.audit,
-        doorman=base.doorman,
+        access=base.access, bus=reactions.bus, events=controls.events, requests=host.namespaces.requests
     )
     limits = HttpLimits(
         body_bytes_max=config("http", "body_max"),
@@ -352,9 +386,10 @@ def _build_http(
         host=host_name.strip("[]"),
         port=int(port),
         limits=limits,
-        ready=lambda: base.info.state == "ready",
         gateway=gateway,
         tls=certificates.http_context() if certificates is not None and config.https else None,
+        probes=_build_probes(base, host, reactions),
+        requests=base.meters.http,
     )
 
 

@@ -83,11 +83,31 @@ _CONFIG = """\
 # true: shell steps may execute anything.
 # unsafe = false
 
-[audit]
-# Days for which the audit is kept.
-# keep_days = 400
-# Newest records of the audit that are kept.
-# keep_rows = 1000000
+[metrics]
+# true: scrapers on this machine read /metrics without a token. Requests through a reverse proxy still need one.
+# open = false
+# Namespaces with a workflow or queue that metrics name; those beyond it count as one, `other`.
+# names = 100
+
+[egress]
+# What http steps may connect to. A rule is an address, a range such as "10.0.0.0/8", a host name or "*.example.com",
+# each with ":port" or ":from-to" behind it where it matters. The order of the rules: docs/egress.md.
+# Open although it would be closed.
+# allow = []
+# Closed; wins over allow.
+# deny = []
+# false: no loopback and no private networks but what allow names.
+# private = true
+# true: nothing but what allow names.
+# only_allowed = false
+# The only open ports, for example [80, 443]; empty: all.
+# ports = []
+# A proxy, for example "http://user:password@proxy.example:3128"; empty: none. The variable http_proxy does not count.
+# proxy = ""
+# What is connected to without the proxy.
+# no_proxy = ["localhost", "*.localhost", "127.0.0.0/8", "::1"]
+# Certificate authorities that are trusted besides the system's: the path of a file in PEM.
+# ca_file = ""
 
 [log]
 # Least severity that is logged: debug, info, warning, error.

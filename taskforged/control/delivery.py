@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Delivery", "Gateway", "Inbox", "Receipt"]
+__all__ = ["Delivery", "Gateway", "Inbox", "Page", "Probes", "Receipt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Delivery:
         body: the raw bytes. Empty for a delivery that was refused before it was complete.
         content_type: the media type in lower case, without parameters; empty when there is none.
         remote: address of the peer, from the socket; headers such as `X-Forwarded-For` are never believed.
+        arrived_s: when the last byte was here, by `time.monotonic`.
     """
 
     namespace: str
@@ -30,6 +31,7 @@ class Delivery:
     body: bytes
     content_type: str
     remote: str
+    arrived_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +76,22 @@ class Gateway(Protocol):
 
     async def show(self, delivery: Delivery) -> Receipt:
         """Answer the event that `delivery.path` names, or without one the newest events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a probe or a scraper is answered."""
+
+    status: int
+    content: bytes
+    content_type: str = "application/json"
+
+
+class Probes(Protocol):
+    """Answers what machines ask about the daemon itself."""
+
+    def serves(self, path: str) -> bool:
+        """Whether there is something at a path."""
+
+    async def show(self, path: str, headers: Mapping[str, str], remote: str) -> Page:
+        """Answer a GET. `headers` has lower-case names."""

@@ -43,6 +43,7 @@ from taskforged.errors import (
 from taskforged.host.runner import PreparedRun, Runner
 from taskforged.jsonvalue import load_stored, parse_json, to_text
 from taskforged.language.definition import Rate, WebhookTrigger
+from taskforged.meters import DoorMeters
 from taskforged.payload import decode
 from taskforged.store.events import EventRow, EventStore, insert_event
 from taskforged.store.runs import RunStore
@@ -114,6 +115,7 @@ class WebhookInbox:
         secret: Callable[[int, str], Awaitable[str]],
         requests: RequestLimits,
         pressure: Pressure,
+        meters: DoorMeters,
         body_max: int,
     ) -> None:
         """Create an inbox; `secret` looks up a secret by namespace number and name."""
@@ -128,6 +130,7 @@ class WebhookInbox:
         self._secret = secret
         self._requests = requests
         self._pressure = pressure
+        self._meters = meters
         self._body_max = body_max
         self._recent: OrderedDict[tuple[int, str, bytes], asyncio.Future[_Accepted]] = OrderedDict()
         self._rates: OrderedDict[tuple[int, str], Bucket] = OrderedDict()
@@ -282,6 +285,8 @@ class WebhookInbox:
         reaction = self._reactor.react(event, asked)
         stored = reaction.event
         await self._reactor.write([reaction], lambda connection: insert_event(connection, stored, proven.key))
+        self._meters.webhooks.add((stored.outcome.lower(),))
+        self._meters.acks.observe(time.monotonic() - proven.delivery.arrived_s)
         receipt = Receipt(202, {"event_id": event.id, "outcome": stored.outcome, "run_ids": reaction.run_ids})
         waiting = {(one.workflow.no, one.trigger.key) for one in _waiting(proven)}
         awaited = (p for p in reaction.prepared if (p.entry.home.workflow_no, p.run.trigger) in waiting)
@@ -311,6 +316,7 @@ class WebhookInbox:
             raise UnavailableError("the delivery could not be stored; send it again")
         no, event_id = first
         runs = await self._events.runs_of(no)
+        self._meters.webhooks.add(("duplicate",))
         row = self._row(namespace_no, delivery, proven.asked, outcome="DUPLICATE", duplicate_of=event_id, body=b"")
         await self._keep(row._replace(delivery_id=proven.sent.text))
         if proven.wait_s and runs:
@@ -330,6 +336,7 @@ class WebhookInbox:
         return None
 
     async def _handshake(self, proven: _Proven, answer: Any) -> Receipt:
+        self._meters.webhooks.add(("handshake",))
         row = self._row(
             proven.namespace_no, proven.delivery, proven.asked, outcome="HANDSHAKE", verification=proven.scheme
         )
@@ -337,6 +344,7 @@ class WebhookInbox:
         return Receipt(200, answer or {"event_id": row.id, "outcome": "HANDSHAKE", "run_ids": []})
 
     async def _keep_rejected(self, namespace_no: int, delivery: Delivery, asked: Sequence[Asked], reason: str) -> None:
+        self._meters.webhooks.add(("rejected",))
         if self._rejected.take(time.monotonic()):
             _log.warning("webhook.rejected", path=delivery.path, remote=delivery.remote, reason=reason, kept=False)
             return

@@ -26,6 +26,7 @@ from taskforged.control.trigger_book import TriggerBook, schedule_text, slot_row
 from taskforged.engine.model import Json
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
 from taskforged.language.definition import CronTrigger
+from taskforged.meters import LONG_S, Histogram
 from taskforged.schedule import Plan, Range, Schedule, Slot, local_text, plan, utc_text
 from taskforged.store.events import EventRow, insert_event
 from taskforged.store.rows import internal_event
@@ -86,11 +87,13 @@ class Lateness:
 
     def __init__(self) -> None:
         self.count = 0
+        self.histogram = Histogram(LONG_S)
         self._last: deque[int] = deque(maxlen=1024)
 
     def add(self, late_us: int) -> None:
         """A due time has fired."""
         self.count += 1
+        self.histogram.observe(late_us / 1_000_000)
         self._last.append(late_us)
 
     def figures_ms(self) -> tuple[float, float]:

@@ -320,6 +320,14 @@ class Dispatcher:
         """The lanes in which commands wait."""
         return list(self._lines)
 
+    def load(self) -> list[tuple[int, str, int, int]]:
+        """Answer the queues with work: namespace, name, how many commands have a slot, how many wait for one."""
+        waiting: dict[tuple[int, str], int] = {}
+        for line in self._lines.values():
+            place = line.lane[:2]
+            waiting[place] = waiting.get(place, 0) + len(line.keys) + line.beyond
+        return [(*place, queue.running, waiting.get(place, 0)) for place, queue in self._queues.items()]
+
     def held_by(self, namespace_no: int | None = None, queue: str | None = None) -> list[CommandKey]:
         """Who has a slot, oldest first: of all, of a namespace, of a queue. Never more than the pool has."""
         return sorted(

@@ -11,6 +11,7 @@ Nothing here blocks and nothing decides: the engine decides, the journal writes,
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,9 +58,8 @@ from taskforged.host.admission import Admission, Ticket
 from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
+from taskforged.host.run_meters import NAMES, RunMeters
 from taskforged.steps.base import Log, Outcome, SecretLookup, SecretValue, StepExecutor, Succeeded, Task
-from taskforged.store.audit import Entry as AuditEntry
-from taskforged.store.audit import taken
 from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
 from taskforged.store.journal import Write
 from taskforged.store.runs import RunStore
@@ -111,11 +111,10 @@ class Logs(Protocol):
 
 
 class _Letter(NamedTuple):
-    """A fact on its way to a run; `receipt` is done when it is on disk or refused, `audit` tells who sent it."""
+    """A fact on its way to a run; `receipt` is done when it is on disk or refused."""
 
     fact: Fact
     receipt: asyncio.Future[None] | None
-    audit: AuditEntry | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -178,8 +177,9 @@ class Runner:
         logs: Logs,
         limits: Limits,
         pool_size: int,
+        names: int = NAMES,
     ) -> None:
-        """Create a runner; `secret` looks up a secret by namespace number and name.
+        """Create a runner; `secret` looks up a secret by namespace number and name, `names` is for `RunMeters`.
 
         Before it starts, `start_child` must be set to what creates the run of a sub-workflow: given the parent's home,
         its state and the command, it answers when the run is on disk, also when it was there before. It raises
@@ -200,6 +200,7 @@ class Runner:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._waiters: dict[int, list[asyncio.Future[Run]]] = {}
         self._stopping = False
+        self.meters = RunMeters(names)
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
         self.on_pending: Callable[[int], Awaitable[None]] = _nobody_decides
@@ -428,11 +429,7 @@ class Runner:
             UnavailableError, ResourceExhaustedError: it could not be written.
         """
         receipt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        audit = None if fact is None else taken()
-        if audit is not None:
-            audit.take()
-            receipt.add_done_callback(audit.settle)
-        self._post(no, _Letter(fact if fact is not None else _Nothing, receipt, audit))
+        self._post(no, _Letter(fact if fact is not None else _Nothing, receipt))
         await receipt
 
     async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
@@ -534,9 +531,6 @@ class Runner:
                 self._write(entry, step)
                 return
             entry.committing = False
-            for letter in step.taken:
-                if letter.audit is not None:
-                    letter.audit.give_back()  # nothing is written for it
             self._acknowledge(step.taken)
             if not entry.mailbox:
                 self._settle_entry(entry)
@@ -555,8 +549,7 @@ class Runner:
 
     def _write(self, entry: _Entry, step: _Step) -> None:
         change = self._change(entry, step, None)
-        audit = [letter.audit.row() for letter in step.taken if letter.audit is not None]
-        future = self._store.journal.submit(Write[None](changes=[change], audit=audit))
+        future = self._store.journal.submit(Write[None](changes=[change]))
         future.add_done_callback(lambda done: self._on_commit(entry, step, change, done))
 
     # --- one step forward --------------------------------------------------------------------------------------------
@@ -643,6 +636,7 @@ class Runner:
         entry.run = step.run
         entry.head_hash = change.head_hash
         entry.committing = False
+        self.meters.record(entry.run, entry.model, step.history)
         self._acknowledge(step.taken)
         for seq in step.claims:
             if seq in entry.run.commands:
@@ -839,9 +833,10 @@ class Runner:
         key = entry.run.commands[seq]
         task = self._spawn(self._execute(entry, key), f"attempt {entry.run.run_id}/{key}")
         entry.attempts[seq] = task
-        task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, done))
+        began = time.monotonic()
+        task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, began, done))
 
-    def _attempt_ended(self, entry: _Entry, seq: int, key: str, done: asyncio.Task[Outcome]) -> None:
+    def _attempt_ended(self, entry: _Entry, seq: int, key: str, began: float, done: asyncio.Task[Outcome]) -> None:
         """Report how an attempt ended.
 
         A callback and not code around it: a task cancelled before its first step never gets to its own `except`.
@@ -862,6 +857,8 @@ class Runner:
             fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
         else:
             fact = _fact_of(seq, done.result())
+        kind = entry.model.steps[definition_id(key)].kind
+        self.meters.attempted(kind, _OUTCOMES[type(fact)], time.monotonic() - began)
         entry.mailbox.append(_Letter(fact, None))
         self._pump(entry)
 
@@ -902,6 +899,13 @@ class Runner:
 
 _Nothing: Any = object()
 """The fact that says nothing: it only waits for its turn."""
+
+
+_OUTCOMES: Mapping[type[Fact], str] = {
+    AttemptCompleted: "succeeded",
+    AttemptFailed: "failed",
+    AttemptCancelled: "cancelled",
+}
 
 
 def _take_mail(entry: _Entry) -> list[_Letter]:

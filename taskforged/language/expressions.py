@@ -60,7 +60,7 @@ RESULT_SIZE_MAX = 4 * 1024 * 1024
 """Largest value, in characters plus 16 for each value."""
 
 SECRET_RULE = (
-    "a secret may only be written as ${{ secrets.NAME }}, in headers, query, json, form or text of http, "  # noqa: S105
+    "a secret may only be written as ${{ secrets.NAME }}, in headers, query, json, form, text or tls of http, "  # noqa: S105
     "or in env or stdin of shell"
 )
 """What is said wherever a secret is used in another way."""

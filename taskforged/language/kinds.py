@@ -129,6 +129,33 @@ class _HeaderValue(Template):
         return Template.read(self, node, path, context)
 
 
+@dataclass(frozen=True, slots=True)
+class _Key(Template):
+    """A private key, which must not stand in a definition: those are stored and shown."""
+
+    def read(self, node: Node, path: str, context: Context) -> Expression | None:
+        if isinstance(node, ScalarNode) and not re.fullmatch(r"\s*\$\{\{\s*secrets\.\w+\s*\}\}\s*", node.text):
+            context.problem(node, path, "a key is a secret; write ${{ secrets.NAME }}")
+        return Template.read(self, node, path, context)
+
+
+def _build_tls(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> MapTree:
+    if ("cert" in values) != ("key" in values):
+        context.problem(node, path, "cert and key belong together; one of them is missing")
+    return _map_tree(values)
+
+
+_TLS = Shape(
+    "tls",
+    {
+        "ca": Field(Template(secrets=True), "The only authorities that the server may be proved by, in PEM."),
+        "cert": Field(Template(secrets=True), "The certificate that the server is shown, in PEM."),
+        "key": Field(_Key(secrets=True), "Its key in PEM; a secret."),
+    },
+    _build_tls,
+)
+
+
 def _build_http(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> ActivitySpec:
     _check_header_names(node.get("headers"), join(path, "headers"), context)
     config: dict[str, Expression] = {
@@ -140,7 +167,7 @@ def _build_http(values: dict[str, Any], node: MappingNode, path: str, context: C
         "max_redirects": Static(values.get("follow_redirects", 0)),
         "max_response_bytes": Static(values.get("max_response_bytes", 1 << 20)),
     }
-    config |= {body: values[body] for body in ("json", "text") if body in values}
+    config |= {name: values[name] for name in ("json", "text", "tls") if name in values}
     if "form" in values:
         config["form"] = _map_tree(values["form"])
     effect = Effect.PURE if values.get("method", "GET") in _SAFE_METHODS else Effect.IDEMPOTENT
@@ -171,6 +198,7 @@ HTTP = Shape(
         "json": Field(TemplateTree(secrets=True), "The body, sent as JSON."),
         "form": Field(_PARAMETERS, "The body, sent as a form."),
         "text": Field(Template(secrets=True), "The body, sent as text."),
+        "tls": Field(_TLS, "How the server is verified, and what it is shown."),
         "accept": Field(_Accept(), "Status codes that mean success; [2xx] by default."),
         "follow_redirects": Field(Whole(0, 10), "How many redirects are followed; none by default."),
         "max_response_bytes": Field(Whole(0, 64 << 20), "Largest response that is read; 1 MiB by default."),

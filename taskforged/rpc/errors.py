@@ -11,7 +11,6 @@ from taskforged.errors import (
     AlreadyExistsError,
     ConflictError,
     CorruptStoreError,
-    DeadlineError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
@@ -36,7 +35,6 @@ CODES: dict[type[TaskforgeError], grpc.StatusCode] = {
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CorruptStoreError: grpc.StatusCode.DATA_LOSS,
     InternalError: grpc.StatusCode.INTERNAL,
 }

@@ -12,8 +12,6 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from taskforge.v1 import (
-    audit_service_pb2,
-    audit_service_pb2_grpc,
     dead_letter_service_pb2,
     dead_letter_service_pb2_grpc,
     event_service_pb2,
@@ -37,10 +35,8 @@ from taskforge.v1 import (
 )
 
 from taskforged.control.access import Access
-from taskforged.control.audit import Audit
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.doctor import Doctor
-from taskforged.control.doorman import Doorman
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
 from taskforged.control.ledger import Ledger
@@ -59,7 +55,8 @@ from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError
-from taskforged.rpc.access import AuditServicer, SecretServicer, TokenServicer
+from taskforged.meters import DoorMeters
+from taskforged.rpc.access import SecretServicer, TokenServicer
 from taskforged.rpc.credentials import server_credentials
 from taskforged.rpc.dead_letters import DeadLetterServicer
 from taskforged.rpc.events import EventServicer
@@ -93,7 +90,6 @@ _SOCKET_PATH_MAX = 100
 """`sun_path` has 108 bytes on Linux; gRPC needs a few itself."""
 
 _SERVICES = (
-    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name,
     dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name,
     event_service_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
     namespace_service_pb2.DESCRIPTOR.services_by_name["NamespaceService"].full_name,
@@ -124,8 +120,6 @@ class Controls:
     triggers: Triggers
     ledger: Ledger
     secrets: Secrets
-    audit: Audit
-    doorman: Doorman
     system: System
     namespaces: Namespaces
     queues: Queues
@@ -133,6 +127,7 @@ class Controls:
     logs: RunLogs
     explainer: Explainer
     doctor: Doctor
+    meters: DoorMeters
 
 
 class RpcServer:
@@ -145,7 +140,7 @@ class RpcServer:
     """
 
     def __init__(self, controls: Controls, *, certificates: Certificates | None, connections_max: int) -> None:
-        self._guard = Guard(controls.access, controls.namespaces.requests, controls.audit, controls.doorman)
+        self._guard = Guard(controls.access, controls.namespaces.requests, controls.meters)
         options = (*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max))
         self._server = grpc.aio.server(interceptors=[self._guard], options=options)
         self._credentials = None if certificates is None else server_credentials(certificates)
@@ -171,7 +166,6 @@ class RpcServer:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, self._server)
         self._add_events(c)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
-        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(c.audit, c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
         system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system, c.doctor), self._server)
         self._add_tenancy(c)
@@ -191,6 +185,10 @@ class RpcServer:
         letters = DeadLetterServicer(c.dead_letters, c.views, c.access)
         dead_letter_service_pb2_grpc.add_DeadLetterServiceServicer_to_server(letters, self._server)
 
+    async def _not_yet(self) -> None:
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+
     async def start(self, *, listen: str, socket: Path) -> list[str]:
         """Bind and serve; answers the addresses.
 
@@ -201,6 +199,7 @@ class RpcServer:
         Raises:
             FailedPreconditionError: an address is in use or not to be had.
         """
+        await self._not_yet()
         addresses = []
         if len(str(socket)) <= _SOCKET_PATH_MAX:
             addresses.append(self._bind_socket(socket))
@@ -241,12 +240,13 @@ class RpcServer:
 
     async def serve(self) -> None:
         """Answer health checks with SERVING."""
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", *_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> None:
         """Tell probes that new work is not wanted, and refuse it as UNAVAILABLE: `stop` would cut it as CANCELLED."""
-        self._guard.draining = True
         await self._health.enter_graceful_shutdown()
+        self._guard.draining = True
 
     async def stop(self, grace_s: float) -> None:
         """Stop accepting, let calls finish for `grace_s`, then cut them. Idempotent."""

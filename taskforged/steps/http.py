@@ -14,33 +14,34 @@ import asyncio
 import io
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from typing import NoReturn
 
 import aiohttp
 
-from taskforged import __version__
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
-from taskforged.steps.base import Failed, Outcome, Succeeded, Task
+from taskforged.steps.base import Failed, Outcome, SecretValue, Succeeded, Task
 from taskforged.steps.http_answer import FAILURE_READ_MAX, clean, excerpt, parse_body, read_body, read_headers
 from taskforged.steps.http_failure import FailedError, fail, place_text, raise_network
-from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected
+from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected, target_of
+from taskforged.steps.outbound import Denied, Hop, Outbound
 from taskforged.steps.secrets import mask, resolve_references
 
 __all__ = ["HttpExecutor"]
 
-_IDLE_S = 4.0  # node.js, a common server with a short patience, closes idle connections after 5 s
-
 
 class HttpExecutor:
-    """Sends HTTP requests over one shared pool of connections. Proxies, cookies and `.netrc` are not used.
+    """Sends HTTP requests.
 
-    Failure codes: `timeout`, `network`, `tls`, `http_status`, `invalid_request`, `invalid_json`, `response_too_large`,
-    `too_many_redirects`, `unsafe_redirect`, `secret_missing`.
+    Failure codes: `timeout`, `network`, `proxy`, `tls`, `http_status`, `invalid_request`, `invalid_json`,
+    `response_too_large`, `too_many_redirects`, `unsafe_redirect`, `secret_missing`, `secret_not_allowed`,
+    `egress_denied`.
 
     Args:
-        connections_max: open at once; further attempts wait, within their timeout.
+        outbound: makes the connections; None: directly, within a policy without rules.
         timeout_s: for a task that has none of its own, in seconds.
         response_bytes_max: default and upper bound of a task's `max_response_bytes`, after decompression.
         retry_after_max_s: longer pauses are cut to this, in seconds.
@@ -52,35 +53,25 @@ class HttpExecutor:
     def __init__(
         self,
         *,
-        connections_max: int = 256,
+        outbound: Outbound | None = None,
         timeout_s: float = 30.0,
         response_bytes_max: int = 1 << 20,
         retry_after_max_s: float = 3600.0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._connections_max = connections_max
+        self._outbound = outbound or Outbound()
         self._timeout_s = timeout_s
         self._response_bytes_max = response_bytes_max
         self._retry_after_max_s = retry_after_max_s
         self._now = now
-        self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Open the pool. Idempotent."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections_max, keepalive_timeout=_IDLE_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(),  # none: one deadline per attempt, see `execute`
-                headers={"User-Agent": f"taskforge/{__version__}"},
-                trust_env=False,
-            )
+        await self._outbound.start()
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._outbound.close()
 
     async def execute(self, task: Task) -> Outcome:
         """Send the request that `task.config` describes, and judge the answer.
@@ -101,6 +92,7 @@ class HttpExecutor:
         config = task.config
         if not isinstance(config, dict):
             fail("invalid_request", "the configuration must be an object")
+        used.update(self._outbound.secrets)
         resolved = await _resolve(config, task, used)
         request = build_request(config, resolved, task)
         return await self._exchange(request, read_rules(resolved, self._response_bytes_max), used)
@@ -108,29 +100,37 @@ class HttpExecutor:
     async def _exchange(self, request: Request, rules: Rules, used: set[str]) -> Outcome:
         redirects = 0
         while True:
+            hop = self._way(request, is_redirected=redirects > 0)
             try:
-                async with self._send(request) as response:
+                async with await self._send(hop, request) as response:
                     following = _following(request, response) if rules.redirects_max > 0 else None
                     if following is None:
                         return await self._judge(response, rules, used)
                     if redirects == rules.redirects_max:
-                        fail("too_many_redirects", f"more than {rules.redirects_max} redirects", is_unknown=True)
+                        _fail_redirects(rules.redirects_max)
                     request, redirects = following, redirects + 1
             except (aiohttp.ClientError, OSError) as error:
+                if hop.refusal is not None:
+                    _raise_denied(hop.refusal, request, is_redirected=redirects > 0)
                 raise_network(error, request.method, request.url, is_redirected=redirects > 0)
 
-    def _send(self, request: Request) -> aiohttp.client._RequestContextManager:
-        if self._session is None:
-            raise RuntimeError("HttpExecutor.start() was not called")
+    def _way(self, request: Request, *, is_redirected: bool) -> Hop:
+        hop = self._outbound.hop(request.url)
+        if isinstance(hop, Denied):
+            _raise_denied(hop, request, is_redirected=is_redirected)
+        if hop.via_proxy and request.tls is not None and self._outbound.has_tls_proxy:
+            # One context serves both, and the proxy must neither see the certificate nor be trusted by the step's word.
+            fail("invalid_request", "a request with `tls` cannot go through a proxy that speaks TLS itself")
+        return hop
+
+    async def _send(self, hop: Hop, request: Request) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         body = request.body
-        return self._session.request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            data=io.BytesIO(body) if body is not None and len(body) > 1 << 20 else body,  # aiohttp warns of big bytes
-            allow_redirects=False,
-            skip_auto_headers=("Content-Type",) if body is None and request.method not in {"GET", "HEAD"} else None,
-        )
+        data = io.BytesIO(body) if body is not None and len(body) > 1 << 20 else body  # aiohttp warns of big bytes
+        is_bare = body is None and request.method not in {"GET", "HEAD"}
+        try:
+            return await self._outbound.send(hop, request, data, skip=("Content-Type",) if is_bare else None)
+        except InvalidArgumentError as error:
+            fail("invalid_request", error.message)
 
     async def _judge(self, response: aiohttp.ClientResponse, rules: Rules, used: set[str]) -> Outcome:
         head = {"status": response.status, "headers": read_headers(response)}
@@ -172,8 +172,17 @@ class HttpExecutor:
 
 
 async def _resolve(config: Mapping[str, Json], task: Task, used: set[str]) -> dict[str, Json]:
+    host, port = target_of(config)
+
+    def admit(name: str, secret: SecretValue) -> None:
+        # Where a redirect leaves this origin, whatever holds a secret stays behind, see `http_request`.
+        if not secret.may_go_to(host, port):
+            allowed = ", ".join(secret.hosts)
+            message = f"the secret {name} may only be sent to {allowed}, not to {host}, port {port}"
+            fail("secret_not_allowed", message, details={"secret": name, "host": host, "port": port})
+
     try:
-        resolved, values = await resolve_references(config, task.secret)
+        resolved, values = await resolve_references(config, task.secret, admit=admit)
     except NotFoundError as error:
         fail("secret_missing", error.message, details=dict(error.metadata))
     except InvalidArgumentError as error:
@@ -193,3 +202,17 @@ def _masked(outcome: Outcome, used: set[str]) -> Outcome:
 def _following(request: Request, response: aiohttp.ClientResponse) -> Request | None:
     location = response.headers.get("Location")
     return None if location is None else redirected(request, response.status, clean(location))
+
+
+def _fail_redirects(redirects_max: int) -> NoReturn:
+    fail("too_many_redirects", f"more than {redirects_max} redirects", is_unknown=True)
+
+
+def _raise_denied(denied: Denied, request: Request, *, is_redirected: bool) -> NoReturn:
+    details: Json = {
+        "host": denied.host,
+        "port": denied.port,
+        "address": None if denied.address is None else str(denied.address),
+    }
+    message = f"{place_text(request.method, request.url)}: {denied}"
+    fail("egress_denied", message, details=details, is_unknown=is_redirected)

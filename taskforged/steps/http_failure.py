@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import NoReturn
 
 import aiohttp
@@ -44,10 +45,12 @@ def place_text(method: str, url: URL) -> str:
 
 
 _NETWORK: tuple[tuple[type[Exception], str, str], ...] = (
-    (aiohttp.ClientConnectorCertificateError, "tls", "the certificate is not valid"),
+    (aiohttp.ClientConnectorCertificateError, "tls", "the server's certificate is not valid"),
     (aiohttp.ClientConnectorSSLError, "tls", "there is no common TLS"),
+    (aiohttp.ClientProxyConnectionError, "proxy", "no connection to the proxy"),
     (aiohttp.ClientConnectorDNSError, "network", "the name cannot be resolved"),
     (aiohttp.ClientConnectorError, "network", "no connection"),
+    (aiohttp.ClientHttpProxyError, "proxy", "the proxy refuses the connection"),
     (aiohttp.ServerDisconnectedError, "network", "the server closed the connection without an answer"),
     (aiohttp.ClientPayloadError, "network", "the answer broke off, or is not encoded as it says"),
     (aiohttp.ClientResponseError, "network", "the answer is no HTTP"),
@@ -56,13 +59,46 @@ _NETWORK: tuple[tuple[type[Exception], str, str], ...] = (
     (OSError, "network", "the connection broke"),
 )
 """The first that fits. The errors' own texts are not used: they hold URLs, and so what was put into the query."""
+_UNKNOWN_AUTHORITY = frozenset({"self-signed certificate", "self-signed certificate in certificate chain"}) | {
+    "unable to get local issuer certificate",
+    "unable to get issuer certificate",
+}
+"""What OpenSSL says of a certificate whose authority it does not trust."""
 
 
 def raise_network(error: Exception, method: str, url: URL, *, is_redirected: bool) -> NoReturn:
     """End the attempt that `error` broke."""
     code, message = next((code, message) for kind, code, message in _NETWORK if isinstance(error, kind))
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else ""
+    alert = _alert(error)
+    if alert and "CERTIFICATE" in alert:
+        code, message = "tls", "the server does not accept the client's certificate, or wants one (tls.cert, tls.key)"
+    reason = _reason(error)
     text = f"{place_text(method, url)}: {message}" + (f" ({reason})" if reason else "")
-    is_sent = code == "network" and not isinstance(error, aiohttp.ClientConnectorError)
+    is_connected = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError))
+    is_sent = code == "network" and is_connected
+    retryable = code == "network" or (code == "proxy" and _is_passing(error))
     # With a redirect somebody has answered already; after a POST a 303 means that it was done.
-    fail(code, text, retryable=code == "network", is_unknown=is_sent or is_redirected)
+    fail(code, text, retryable=retryable, is_unknown=is_sent or is_redirected)
+
+
+def _alert(error: BaseException) -> str:
+    """The alert with which the server ended TLS. After a handshake of TLS 1.3 it comes in place of the answer."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__ or found.__context__
+    return (getattr(found, "reason", None) or "") if found is not None and "ALERT" in str(found).upper() else ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        found = error.certificate_error
+        reason = str(getattr(found, "verify_message", "")) or "it does not prove the host"
+        hint = "; trust its authority with tls.ca, or for all steps with [egress] ca_file"
+        return reason + hint if reason in _UNKNOWN_AUTHORITY else reason
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"it answered {error.status}"
+    return error.strerror if isinstance(error, OSError) and error.strerror else ""
+
+
+def _is_passing(error: Exception) -> bool:
+    return not isinstance(error, aiohttp.ClientHttpProxyError) or error.status in {408, 429} or error.status >= 500

@@ -16,9 +16,11 @@ from taskforged.engine.model import Json
 from taskforged.jsonvalue import canonical, to_text
 from taskforged.steps.base import Task
 from taskforged.steps.http_failure import fail, origin_text
+from taskforged.steps.tls_contexts import Tls
 
-__all__ = ["Request", "Rules", "build_request", "read_rules", "redirected"]
+__all__ = ["Request", "Rules", "build_request", "read_rules", "redirected", "target_of"]
 
+_PEM_MAX = 1 << 17
 _REDIRECTS_DEFAULT, _REDIRECTS_MAX = 5, 20  # 20 is where browsers stop (Fetch standard)
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -45,6 +47,7 @@ class Request:
         fallback: what remains of `headers` at another origin.
         body: None for none.
         is_secret: the body holds a secret.
+        tls: how the server is verified and what it is shown; None: as everywhere.
     """
 
     method: str
@@ -53,6 +56,7 @@ class Request:
     fallback: CIMultiDict[str]
     body: bytes | None
     is_secret: bool
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,25 @@ def build_request(config: Mapping[str, Json], resolved: Mapping[str, Json], task
         fallback=_overlaid(own, plain),
         body=body,
         is_secret=kind is not None and config.get(kind) != resolved.get(kind),
+        tls=_tls(resolved.get("tls")),
     )
+
+
+def target_of(config: Mapping[str, Json]) -> tuple[str, int]:
+    """Host and port that the first request goes to, which secrets have no part in."""
+    url = _url(config.get("url"), None)
+    return url.raw_host or "", url.port or 0
+
+
+def _tls(value: Json) -> Tls | None:
+    given = dict(_pairs(value, "tls"))
+    if not given:
+        return None
+    if given.keys() - {"ca", "cert", "key"} or ("cert" in given) != ("key" in given):
+        fail("invalid_request", "tls has ca, cert and key; cert and key only together")
+    if any(len(pem) > _PEM_MAX for pem in given.values()):
+        fail("invalid_request", f"tls holds a text of more than {_PEM_MAX:,} characters")
+    return Tls(**given)
 
 
 def _own_headers(task: Task) -> dict[str, str]:
@@ -249,7 +271,7 @@ def _at_other_origin(request: Request) -> Request:
             f"the redirect would hand the body's secrets to {origin_text(request.url)}",
             is_unknown=True,
         )
-    return replace(request, headers=request.fallback)
+    return replace(request, headers=request.fallback, tls=None)
 
 
 def _origin(url: URL) -> tuple[str, str | None, int | None]:

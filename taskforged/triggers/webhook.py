@@ -20,6 +20,7 @@ import asyncio
 import math
 import socket
 import ssl
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
-from taskforged.control.delivery import Delivery, Gateway, Inbox, Receipt
+from taskforged.control.delivery import Delivery, Gateway, Inbox, Page, Probes, Receipt
 from taskforged.errors import ResourceExhaustedError, UnavailableError
+from taskforged.meters import OTHER, Counts
 from taskforged.triggers.accepting import TlsServer, bind
 
 __all__ = ["Limits", "WebhookListener"]
@@ -267,16 +269,17 @@ class _RefusedError(Exception):
 
 
 class WebhookListener:
-    """Listens for `POST /hooks/<namespace>/<path>`, `GET /healthz` and `GET /readyz`.
+    """Listens for `POST /hooks/<namespace>/<path>`, CloudEvents and probes.
 
     Args:
         inbox: keeps the deliveries.
         host: address to listen on.
         port: 0 picks a free one.
-        ready: whether the daemon takes work, for `/readyz`.
         limits: what a peer may ask for.
         gateway: takes and gives CloudEvents below `/events/`; None: nobody does.
         tls: what the connections are encrypted with; None: they are plain.
+        probes: answers what machines ask about the daemon; None: nobody does.
+        requests: counts requests by route and status.
     """
 
     def __init__(
@@ -285,16 +288,18 @@ class WebhookListener:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        ready: Callable[[], bool] = lambda: True,
         limits: Limits | None = None,
         gateway: Gateway | None = None,
         tls: ssl.SSLContext | None = None,
+        probes: Probes | None = None,
+        requests: Counts | None = None,
     ) -> None:
         self._inbox = inbox
         self._host, self._port, self._tls = host, port, tls
-        self._ready = ready
         self._limits = Limits() if limits is None else limits
         self._gateway = gateway
+        self._probes = probes
+        self._requests = Counts(_ROUTES_MAX) if requests is None else requests
         self._server: _Server | None = None
         self._listening: asyncio.Server | TlsServer | None = None
         self._active: set[asyncio.Task[Any]] = set()
@@ -374,6 +379,7 @@ class WebhookListener:
         if self._is_stopping() and not cast(_Connection, request.protocol).is_first_request:
             return _error(503, "unavailable", retry_after_s=1, close=True)
         response = await self._route(request)
+        self._requests.add((_route_name(request.rel_url.raw_path), str(response.status)))
         if self._is_stopping():
             response.force_close()
         return response
@@ -388,13 +394,20 @@ class WebhookListener:
             return await self._receive(request, parts[2], parts[3])
         if len(parts) >= 3 and parts[1] == "events" and parts[2] and self._gateway is not None:
             return await self._exchange(self._gateway, request, parts[2], parts[3] if len(parts) == 4 else "")
-        if path not in {"/healthz", "/readyz"}:
+        if self._probes is None or not self._probes.serves(path):
             return _error(404, "not_found")
         if request.method not in {"GET", "HEAD"}:
             return _error(405, "method_not_allowed", {"Allow": "GET, HEAD"})
-        if path == "/healthz" or self._ready():
-            return _json(200, {"status": "ok"})
-        return _json(503, {"status": "not ready"})
+        return await self._probe(self._probes, request, path)
+
+    async def _probe(self, probes: Probes, request: web.BaseRequest, path: str) -> web.Response:
+        headers = {name.lower(): _clean(value) for name, value in request.headers.items()}
+        try:
+            page = await probes.show(path, headers, _peer_of(request))
+        except Exception:  # noqa: BLE001  the boundary of a request: the asker learns nothing, the log everything
+            _log.exception("probe failed", path=path)
+            return _error(503, "unavailable", retry_after_s=1)
+        return _page(page)
 
     async def _receive(self, request: web.BaseRequest, namespace: str, path: str) -> web.Response:
         if request.method != "POST":
@@ -518,8 +531,23 @@ def _delivery(request: web.BaseRequest, namespace: str, path: str, body: bytes) 
         query={_clean(name): _clean(value) for name, value in query.query.items()} if query.raw_query_string else {},
         body=body,
         content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
-        remote=cast(_Connection, request.protocol)._peer,  # noqa: SLF001  both are of this module
+        remote=_peer_of(request),
+        arrived_s=time.monotonic(),
     )
+
+
+def _peer_of(request: web.BaseRequest) -> str:
+    return cast(_Connection, request.protocol)._peer  # noqa: SLF001  both are of this module
+
+
+_ROUTES_MAX = 200
+_ROUTES = frozenset({"hooks", "events", "healthz", "readyz", "metrics"})
+
+
+def _route_name(path: str) -> str:
+    """Answer the first part of a path when it is one of ours: what is counted must not grow with what is asked."""
+    first = path[1:].partition("/")[0]
+    return first if first in _ROUTES else OTHER
 
 
 def _clean(text: str) -> str:
@@ -566,6 +594,11 @@ def _error(
     if close:
         response.force_close()
     return response
+
+
+def _page(page: Page) -> web.Response:
+    fixed = {"Server": "taskforge", "Content-Type": page.content_type}
+    return web.Response(status=page.status, body=page.content, headers=fixed)
 
 
 def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> web.Response:

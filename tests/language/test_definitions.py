@@ -147,6 +147,12 @@ def test_http_in_full(scope):
     }
 
 
+def test_tls_holds_references_and_what_the_run_knows(scope):
+    source = http("      tls: {ca: '${{ input.ca }}', cert: '${{ secrets.CERT }}', key: '${{ secrets.KEY }}'}\n")
+    config = compile_definition(source).model.steps["a"].spec.config.evaluate(scope(input={"ca": "pem"}))
+    assert config["tls"] == {"ca": "pem", "cert": {"$secret": "CERT"}, "key": {"$secret": "KEY"}}
+
+
 def test_a_whole_expression_as_url_or_header_becomes_text(scope):
     config = compile_definition(
         steps("  - id: a\n    http: {url: '${{ input.u }}', headers: {X: '${{ input.n }}'}, text: '${{ input.n }}'}\n")
@@ -416,6 +422,12 @@ FAULTS = [
     ("@HTTP@      follow_redirects: ¦11\n", "steps[0].http.follow_redirects", "whole number from 0 to 10"),
     ("@HTTP@      follow_redirects: ¦true\n", "steps[0].http.follow_redirects", "whole number"),
     ("@HTTP@      json: {'¦${{ x }}': 1}\n", 'steps[0].http.json["${{ x }}"]', "a key cannot contain an expression"),
+    ("@HTTP@      tls: ¦true\n", "steps[0].http.tls", "must be a map with ca"),
+    ("@HTTP@      tls: {ca: x, ¦verify: false}\n", "steps[0].http.tls.verify", "unknown key"),
+    ("@HTTP@      tls: ¦{cert: x}\n", "steps[0].http.tls", "cert and key belong together"),
+    ("@HTTP@      tls: ¦{key: '${{ secrets.K }}'}\n", "steps[0].http.tls", "cert and key belong together"),
+    ("@HTTP@      tls: {cert: x, key: ¦abc}\n", "steps[0].http.tls.key", "a key is a secret"),
+    ("@HTTP@      tls: {cert: x, key: ¦'a ${{ secrets.K }}'}\n", "steps[0].http.tls.key", "a key is a secret"),
     ("@HTTP@    retry: ¦{}\n", "steps[0].retry", "'max_attempts' is missing"),
     ("@HTTP@    retry: {max_attempts: ¦101}\n", "steps[0].retry.max_attempts", "from 1 to 100"),
     ("@HTTP@    retry: {max_attempts: ¦1.0}\n", "steps[0].retry.max_attempts", "whole number"),

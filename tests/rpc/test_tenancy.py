@@ -26,6 +26,7 @@ from taskforged.control.namespaces import Namespaces, RequestLimits
 from taskforged.control.queues import Queues
 from taskforged.control.views import RunView
 from taskforged.host.limits import Limits
+from taskforged.meters import DoorMeters
 from taskforged.rpc.server import RpcServer
 from taskforged.store.runs import RunStore
 from taskforged.store.sql import QUERIES
@@ -71,6 +72,7 @@ class World:
             queues=self.queues,
             dead_letters=DeadLetters(store=store, clock=self.clock, retry=self.retry),
             views=Views(store),
+            meters=DoorMeters(),
             **dict.fromkeys(
                 (
                     "workflows",
@@ -81,6 +83,7 @@ class World:
                     "events",
                     "secrets",
                     "system",
+                    "doctor",
                     "logs",
                     "explainer",
                     "bus",
@@ -90,7 +93,7 @@ class World:
                 )
             ),
         )
-        self.server = RpcServer(controls)
+        self.server = RpcServer(controls, certificates=None, connections_max=100)
         self.channel = None
         self.credential = new_credential()[1]
 

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
-from taskforged.control.delivery import Receipt
+from taskforged.control.delivery import Page, Receipt
 from taskforged.errors import ResourceExhaustedError, UnavailableError
+from taskforged.meters import Counts
 from taskforged.triggers.webhook import Limits, WebhookListener
 
 SHORT = 0.15  # seconds: the deadline that a test is about; all others stay long
@@ -85,6 +86,16 @@ async def world(inbox):
         await listener.stop(0)
 
 
+class ProbePages:
+    def serves(self, path):
+        return path in {"/healthz", "/readyz"}
+
+    async def show(self, path, headers, remote):
+        if path == "/readyz":
+            raise RuntimeError("a bug")
+        return Page(201, json.dumps([path, headers["x-some"], remote]).encode(), "application/json; version=1")
+
+
 class World:
     def __init__(self, inbox):
         self.inbox, self.listeners, self.peers = inbox, [], []
@@ -92,7 +103,9 @@ class World:
     async def listen(self, sock=None, **options):
         limits = {name: options.pop(name) for name in list(options) if name in Limits.__slots__}
         listener = WebhookListener(
-            self.inbox, limits=Limits(**{"linger_s": SHORT, "idle_s": 3600, **limits}), **options
+            self.inbox,
+            limits=Limits(**{"linger_s": SHORT, "idle_s": 3600, **limits}),
+            **{"probes": ProbePages(), **options},
         )
         await listener.start(sock)
         self.listeners.append(listener)
@@ -189,14 +202,24 @@ async def test_what_is_not_served(world, inbox, request_, status, allow):
     assert inbox.received == []
 
 
-async def test_health_and_readiness(world):
-    ready = False
-    listener = await world.listen(ready=lambda: ready)
-    get = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert (await world.ask(listener, get % b"/healthz"))[::2] == (200, {"status": "ok"})
-    assert (await world.ask(listener, get % b"/readyz"))[0] == 503
-    ready = True
-    assert (await world.ask(listener, get % b"/readyz"))[::2] == (200, {"status": "ok"})
+async def test_probes_are_answered_by_whoever_serves_them(world):
+    requests = Counts(10)
+    listener = await world.listen(requests=requests)
+    get = b"GET %s HTTP/1.1\r\nHost: x\r\nX-Some: Header\r\n\r\n"
+    status, headers, body = await world.ask(listener, get % b"/healthz")
+    assert (status, headers["content-type"]) == (201, "application/json; version=1")
+    assert body == ["/healthz", "Header", "127.0.0.1"]
+    assert (await world.ask(listener, get % b"/readyz/"))[0] == 404
+    assert (await world.ask(listener, get % b"/readyz"))[0] == 503  # it failed, and says nothing of why
+    assert requests.by_key == {("healthz", "201"): 1, ("readyz", "404"): 1, ("readyz", "503"): 1}
+
+
+async def test_what_is_asked_does_not_grow_what_is_counted(world):
+    requests = Counts(10)
+    listener = await world.listen(requests=requests)
+    for path in ("/a", "/b/c", "//", "/hookss/x"):
+        await world.ask(listener, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert requests.by_key == {("other", "404"): 4}
 
 
 @pytest.mark.parametrize(

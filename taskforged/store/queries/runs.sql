@@ -128,3 +128,6 @@ INSERT INTO step_logs (no, run_no, step, attempt, at, stream, text) VALUES (?, ?
 
 -- logs_after --
 SELECT no, step, attempt, at, stream, text FROM step_logs WHERE run_no = ? AND no > ? ORDER BY no LIMIT ?
+
+-- count_open_dead_letters --
+SELECT count(*) FROM dead_letters WHERE state = 'OPEN'

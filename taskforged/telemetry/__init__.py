@@ -1,0 +1,1 @@
+"""What the daemon tells of itself to other programs: metrics and traces."""
