@@ -72,6 +72,11 @@ protos-check: $(STAMP) ## fail when the stubs are not those of the protos
 	  protos/taskforge "$$scratch/taskforge" \
 	  || { echo 'The stubs are not those of the protos: run `make protos` and commit the result.' >&2; exit 1; }
 
+.PHONY: docs
+docs: $(STAMP) ## write the pages that are made from code
+	@$(BIN)/python -m taskforgectl.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
+	@$(BIN)/python -m taskforged.testing.states_doc > docs/states.md.new && mv docs/states.md.new docs/states.md
+
 .PHONY: bench
 bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARGS="--quick" for a short look)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from taskforgectl.lazy import LazyGroup, PipeClosedError
 from taskforgectl.options import Settings, global_options
 from taskforgectl.render.safe import safe_line, safe_lines
 
-__all__ = ["main"]
+__all__ = ["main", "root"]
 
 _COMMANDS = {
     "init": "Make a home: folder, configuration, key, token.",
@@ -37,8 +38,12 @@ _COMMANDS = {
     "context": "Keep the daemons of other machines by name.",
     "stats": "Show the daemon's counters.",
     "config": "Show the settings in force, and check the configuration file.",
+    "completion": "Print what makes a shell complete commands and names.",
     "version": "Show the version.",
 }
+
+_COMPLETE = "_TASKFORGECTL_COMPLETE"
+"""Set by the scripts of `completion`."""
 
 _EPILOG = """\
 \b
@@ -48,8 +53,9 @@ found; 4 not permitted; 5 daemon unreachable; 6 conflict; 7 a limit is reached;
 """
 
 
-def _root() -> click.Command:
-    root = LazyGroup(
+def root() -> LazyGroup:
+    """Answer the root command."""
+    top = LazyGroup(
         "taskforgectl",
         lazy=_COMMANDS,
         params=global_options(hidden=False),
@@ -57,7 +63,7 @@ def _root() -> click.Command:
         epilog=_EPILOG,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    return click.version_option(__version__, prog_name="taskforgectl")(root)
+    return click.version_option(__version__, prog_name="taskforgectl")(top)
 
 
 def main() -> NoReturn:
@@ -69,8 +75,10 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    if _COMPLETE in os.environ:
+        importlib.import_module("taskforgectl.shells")  # knows bash better than click does
     try:
-        code = _root().main(prog_name="taskforgectl", standalone_mode=False, obj=Settings())
+        code = root().main(prog_name="taskforgectl", standalone_mode=False, obj=Settings())
         sys.stdout.flush()
     except CliError as error:
         return _fail(error)

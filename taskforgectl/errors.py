@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 __all__ = [
+    "BROKEN",
+    "EXIT_CODES",
     "EXIT_CONFLICT",
     "EXIT_DENIED",
     "EXIT_EXHAUSTED",
@@ -32,6 +34,20 @@ EXIT_EXHAUSTED = 7
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    EXIT_FAILED: "failed; also: the run that was waited for did not succeed, a history is broken, no trigger matched",
+    EXIT_USAGE: "wrong usage, or the daemon refused the input",
+    EXIT_NOT_FOUND: "not found",
+    EXIT_DENIED: "no valid token, or the token may not do this",
+    EXIT_UNREACHABLE: "the daemon does not run, is not to be reached or does not answer in time",
+    EXIT_CONFLICT: "conflict: exists already, changed meanwhile, or not in a state that allows it",
+    EXIT_EXHAUSTED: "a limit is reached: too much at once, or a namespace's limit",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C",
+    141: "the reader of the output went away",
+}
+"""What each exit code means."""
+
 EXIT_OF_STATUS: Mapping[str, int] = {
     "INVALID_ARGUMENT": EXIT_USAGE,
     "NOT_FOUND": EXIT_NOT_FOUND,
@@ -45,6 +61,9 @@ EXIT_OF_STATUS: Mapping[str, int] = {
     "RESOURCE_EXHAUSTED": EXIT_EXHAUSTED,
 }
 """Exit codes by status. Scripts rely on them, so they are only ever added to."""
+
+BROKEN = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"})
+"""How a call ends whose daemon is killed, stops or hangs. Anything else is an answer."""
 
 _HINTS: Mapping[str, str] = {
     "UNAUTHENTICATED": "give a token with --token or TASKFORGE_TOKEN; the administrator's is in HOME/token",

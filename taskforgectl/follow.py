@@ -12,7 +12,7 @@ from taskforge.v1 import run_service_pb2 as pb
 from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 
 from taskforgectl.connection import Connection
-from taskforgectl.errors import NotRunningError, RemoteError
+from taskforgectl.errors import BROKEN, NotRunningError, RemoteError
 from taskforgectl.options import Settings
 
 __all__ = ["TERMINAL", "Interruption", "LogPortion", "Portion", "follow", "follow_logs"]
@@ -25,9 +25,6 @@ TERMINAL = frozenset(
         run_pb2.Run.STATE_CANCELLED,
     }
 )
-
-_BROKEN = frozenset({"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"})
-"""How a stream ends whose daemon is killed, stops or hangs. Anything else is an answer."""
 
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 2.0
@@ -145,7 +142,7 @@ def _unbroken(
         except NotRunningError as error:
             reason = error.message
         except RemoteError as error:
-            if error.status not in _BROKEN:
+            if error.status not in BROKEN:
                 raise
             reason = error.message
         now = time.monotonic()

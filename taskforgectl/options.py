@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,26 @@ from taskforgectl.errors import EXIT_USAGE, CliError
 if TYPE_CHECKING:
     from taskforgectl.contexts import Context
 
-__all__ = ["LOCAL", "Settings", "Verb", "global_options"]
+__all__ = ["LOCAL", "VARIABLES", "Settings", "Verb", "global_options"]
 
 LOCAL = "local"
 """The context that is none: the daemon on the home."""
 
 _TIMEOUT_S = 30.0
 _HOME = "~/.taskforge"
+
+
+VARIABLES: Mapping[str, str] = {
+    "TASKFORGE_HOME": "data folder, as `--home`",
+    "TASKFORGE_CONTEXT": "a known daemon, as `--context`",
+    "TASKFORGE_ADDRESS": "where the daemon listens, as `--address`",
+    "TASKFORGE_TOKEN": "credential, as `--token`",
+    "TASKFORGE_NAMESPACE": "namespace to work in, as `--namespace`",
+    "TASKFORGE_PAGER": "program that shows long output on a terminal; goes before `PAGER`; empty: none",
+    "PAGER": "the same for all programs",
+    "NO_COLOR": "no colours, as `--no-color`",
+}
+"""Variables that the program reads, and what they mean."""
 
 
 class Settings:
@@ -96,6 +109,14 @@ class Settings:
         return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
     @property
+    def pager(self) -> str:
+        """The program for long output; empty: none."""
+        if self._given.get("no_pager") or not self.styled:
+            return ""
+        named = os.environ.get("TASKFORGE_PAGER")
+        return os.environ.get("PAGER", "less") if named is None else named
+
+    @property
     def color(self) -> bool:
         """Whether colours are wanted where there is a terminal (no-color.org)."""
         return not self._given.get("no_color") and not os.environ.get("NO_COLOR")
@@ -154,6 +175,7 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
         _option("-o", "--output", hidden=hidden, type=formats, help="Output format (default table)."),
         _option("--timeout", hidden=hidden, type=seconds, metavar="SECONDS", help="Limit of each call (default 30)."),
         _option("--no-color", hidden=hidden, is_flag=True, help="No colours (NO_COLOR)."),
+        _option("--no-pager", hidden=hidden, is_flag=True, help="Never show long output in a pager."),
     ]
 
 

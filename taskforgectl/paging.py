@@ -1,23 +1,84 @@
-"""Lists longer than a page: `--limit` counts rows, whatever the daemon's page size."""
+"""Lists longer than a page: `--limit` counts rows, whatever the daemon's page size. And what all lists take."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 from google.protobuf.message import Message
 
 from taskforgectl.render.plain import plain
 
-__all__ = ["collect", "limit_option"]
+__all__ = ["Listing", "Watching", "collect", "limit_option", "listing_options", "reconnect_option", "watch_options"]
 
 _PAGE_MAX = 1000
 """The daemon's own limit."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 limit_option = click.option(
-    "--limit", type=click.IntRange(min=0), default=50, show_default=True, help="Most rows; 0 means all."
+    "--limit", type=click.IntRange(min=0), default=50, show_default=True, metavar="N", help="Most rows; 0 means all."
 )
+
+reconnect_option = click.option(
+    "--reconnect-timeout",
+    "reconnect_s",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to look for the daemon when it goes away meanwhile.",
+)
+
+
+class Watching(NamedTuple):
+    """Whether something is shown again and again, how often, and how long the daemon may stay away."""
+
+    on: bool
+    interval_s: float
+    reconnect_s: float
+
+
+class Listing(NamedTuple):
+    """How much of a list is shown, and whether it is watched. A limit of 0 means all."""
+
+    limit: int
+    watching: Watching
+
+
+def watch_options(function: F) -> F:
+    """Add what is watched to a verb, which gets it as `watching`."""
+
+    @click.option("--watch", is_flag=True, help="Go on and show what changes. Ctrl-C ends it.")
+    @click.option(
+        "--interval",
+        type=click.FloatRange(0.1, 3600),
+        default=2.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="With --watch: how often to look.",
+    )
+    @reconnect_option
+    @functools.wraps(function)
+    def wrapped(*args: Any, watch: bool, interval: float, reconnect_s: float, **values: Any) -> Any:
+        return function(*args, watching=Watching(watch, interval, reconnect_s), **values)
+
+    return cast(F, wrapped)
+
+
+def listing_options(function: F) -> F:
+    """Add what all lists take to a verb, which gets it as `listing`."""
+
+    @limit_option
+    @click.option("--all", "everything", is_flag=True, help="All rows, as --limit 0.")
+    @watch_options
+    @functools.wraps(function)
+    def wrapped(*args: Any, limit: int, everything: bool, watching: Watching, **values: Any) -> Any:
+        return function(*args, listing=Listing(0 if everything else limit, watching), **values)
+
+    return cast(F, wrapped)
 
 
 def collect(fetch: Callable[[int, str], tuple[Sequence[Message], str]], limit: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from taskforgectl.options import Settings
 from taskforgectl.render.output import Item, echo
 from taskforgectl.render.safe import safe_line
-from taskforgectl.render.tables import Column, age, few, filled, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, age, few, filled, local_time, show_details, show_table, when
 
 __all__ = ["clause_lines", "show_event", "show_events", "show_runs", "show_verdicts"]
 
@@ -24,7 +24,7 @@ _EVENT_COLUMNS = [
     Column("SOURCE", lambda one: one["source"]),
     Column("PATH", lambda one: one["path"]),
     Column("OUTCOME", lambda one: one["outcome"]),
-    Column("RECEIVED", lambda one: local_time(one["create_time"])),
+    Column("RECEIVED", lambda one: when(one["create_time"])),
     Column("RUNS", lambda one: few(one["run_ids"])),
     Column("REASON", lambda one: one["reason"] or one["duplicate_of"]),
 ]

@@ -12,7 +12,20 @@ import click
 from taskforgectl.options import Settings
 from taskforgectl.render.safe import safe_json, safe_line, safe_lines
 
-__all__ = ["Item", "Key", "echo", "echo_json_line", "echo_parts", "echo_text", "note", "show_item", "show_list"]
+__all__ = [
+    "Item",
+    "Key",
+    "echo",
+    "echo_json_line",
+    "echo_name",
+    "echo_parts",
+    "echo_text",
+    "key_of",
+    "note",
+    "show_item",
+    "show_list",
+    "tell_interruption",
+]
 
 Item = Mapping[str, Any]
 Key = str | Callable[[Item], Any]
@@ -41,11 +54,16 @@ def note(settings: Settings, text: str) -> None:
         echo(text)
 
 
+def tell_interruption(reason: str) -> None:
+    """Say on stderr that the daemon is away and is looked for."""
+    click.echo(f"reconnecting… ({safe_line(reason)})", err=True)
+
+
 def show_list(settings: Settings, items: Sequence[Item], *, key: Key, table: Callable[[Sequence[Item]], None]) -> None:
     """Show rows: a JSON array, YAML, the bare keys, or what `table` makes of them."""
     if settings.output == "name":
         for item in items:
-            _echo_name(item, key)
+            echo_name(item, key)
     elif settings.output == "table":
         table(items)
     else:
@@ -55,7 +73,7 @@ def show_list(settings: Settings, items: Sequence[Item], *, key: Key, table: Cal
 def show_item(settings: Settings, item: Item, *, key: Key, people: Callable[[Item], None]) -> None:
     """Show one thing: a JSON object, YAML, its bare key, or what `people` makes of it."""
     if settings.output == "name":
-        _echo_name(item, key)
+        echo_name(item, key)
     elif settings.output == "table":
         people(item)
     else:
@@ -67,8 +85,14 @@ def echo_json_line(item: Item) -> None:
     click.echo(safe_json(json.dumps(item, ensure_ascii=False, separators=(",", ":"))))
 
 
-def _echo_name(item: Item, key: Key) -> None:
-    click.echo(safe_line(str(item[key] if isinstance(key, str) else key(item))))
+def key_of(item: Item, key: Key) -> str:
+    """Answer the name or id of an item."""
+    return str(item[key] if isinstance(key, str) else key(item))
+
+
+def echo_name(item: Item, key: Key) -> None:
+    """Write the name or id of an item."""
+    click.echo(safe_line(key_of(item, key)))
 
 
 def _dump(settings: Settings, value: Any) -> None:

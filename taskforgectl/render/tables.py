@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ __all__ = [
     "show_details",
     "show_table",
     "span",
+    "tabled",
+    "when",
 ]
 
 STATE_STYLES: Mapping[str, str] = {
@@ -50,6 +53,9 @@ STATE_STYLES: Mapping[str, str] = {
 
 _FEW = 3
 
+_RELATIVE_S = 30 * 86_400
+"""Times further away than this are told as dates."""
+
 
 class Column(NamedTuple):
     """One column: its title, and a cell's text."""
@@ -69,6 +75,11 @@ def show_table(settings: Settings, items: Sequence[Item], columns: Sequence[Colu
         _rich_table(settings, titles, rows)
     else:
         echo("\n".join(_aligned([titles, *rows])))
+
+
+def tabled(settings: Settings, columns: Sequence[Column], *, empty: str) -> Callable[[Sequence[Item]], None]:
+    """Answer a function that shows rows as `show_table` does."""
+    return lambda items: show_table(settings, items, columns, empty=empty)
 
 
 def filled(columns: Sequence[Column], items: Sequence[Item], *always: str) -> list[Column]:
@@ -92,6 +103,24 @@ def local_time(stamp: str | None) -> str:
     if not stamp:
         return ""
     return dt.datetime.fromisoformat(stamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def when(stamp: str | None) -> str:
+    """Answer a time for a table: how long ago, or in how long, on a terminal; else as `local_time` has it."""
+    if not stamp or not sys.stdout.isatty():
+        return local_time(stamp)
+    passed = (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(stamp)).total_seconds()
+    if abs(passed) >= _RELATIVE_S:
+        return local_time(stamp)
+    return f"{_rough(passed)} ago" if passed >= 0 else f"in {_rough(-passed)}"
+
+
+def _rough(seconds: float) -> str:
+    """Answer a duration in one unit, as people tell it."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(seconds)}s"
 
 
 def age(begin: str | None, end: str | None) -> str:

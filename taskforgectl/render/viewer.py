@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import click
 from taskforge.v1 import run_pb2
 
 from taskforgectl.options import Settings
 from taskforgectl.render.board import Board, describe_body, run_state
-from taskforgectl.render.output import echo, echo_json_line
+from taskforgectl.render.output import echo, echo_json_line, tell_interruption
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import local_time, span
@@ -57,7 +56,7 @@ class _JsonLines:
             echo_json_line(plain(event))
 
     def interrupted(self, reason: str) -> None:
-        _tell_interruption(reason)
+        tell_interruption(reason)
 
 
 class _PlainLines:
@@ -74,11 +73,7 @@ class _PlainLines:
             echo(f"{run.id}  {run_state(run.state)}  {span(took_us / 1e6)}")
 
     def interrupted(self, reason: str) -> None:
-        _tell_interruption(reason)
-
-
-def _tell_interruption(reason: str) -> None:
-    click.echo(f"reconnecting… ({safe_line(reason)})", err=True)
+        tell_interruption(reason)
 
 
 def _event_line(event: run_pb2.HistoryEvent) -> str:

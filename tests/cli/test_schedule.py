@@ -216,7 +216,7 @@ def test_a_backfill_that_is_refused(call):
         (["slots", "a", "--outcome", "lost"], "lost"),
         (["slots", "a", "--since", "7d"], "--since '7d' is not a time"),
         (["slots", "a", "--until", "-7"], "--until '7' is not a span"),
-        (["slots"], "NAME"),
+        (["slots"], "TRIGGER"),
         (["explain", "a/"], "is not WORKFLOW/TRIGGER"),
         (["explain", "a", "--since", "x"], "--since 'x' is not a time"),
         (["backfill", "a"], "--from"),

@@ -53,7 +53,7 @@ def test_list_dead_letters(call):
     call("dead", "list", "--state", "discarded")
     assert list(call.request.states) == [LETTER.STATE_DISCARDED]
     call.fake.answers["ListDeadLetters"] = lambda _: dead.ListDeadLettersResponse()
-    assert call("dead", "list").out == "no open dead letters\n"
+    assert call("dead", "list").out == "no open dead letters; --state any shows settled ones\n"
 
 
 def test_show_a_dead_letter(call):

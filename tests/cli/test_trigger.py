@@ -289,7 +289,7 @@ def test_a_bad_expression_is_told_with_its_place(call):
         (["show", ""], "is not WORKFLOW/TRIGGER"),
         (["pause", "a/"], "is not WORKFLOW/TRIGGER"),
         (["resume", "a//b"], "is not WORKFLOW/TRIGGER"),
-        (["fire"], "NAME"),
+        (["fire"], "TRIGGER"),
         (["fire", "a/"], "is not WORKFLOW/TRIGGER"),
         (["fire", "a", "--payload", '{"a": 1,}'], "--payload is not JSON: "),
         (["fire", "a", "--payload", '{"a": 1,}'], "line 1 column 9"),

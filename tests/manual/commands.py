@@ -10,7 +10,7 @@ from typing import NamedTuple
 import click
 from manual.pages import ROOT, Block, Found
 
-from taskforgectl.__main__ import _root
+from taskforgectl.__main__ import root
 from taskforged.__main__ import _parser
 
 SHELLS = {"sh", "bash", "shell", "console", ""}
@@ -92,7 +92,7 @@ def _daemon(words: Sequence[str]) -> str:
 
 
 def _client(words: Sequence[str], *, is_whole: bool) -> str:
-    command: click.Command = _root()
+    command: click.Command = root()
     context = click.Context(command, info_name="taskforgectl")
     while True:
         given, rest, _ = command.make_parser(context).parse_args(list(words))

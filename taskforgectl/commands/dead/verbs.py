@@ -15,14 +15,16 @@ from taskforge.v1.dead_letter_service_pb2_grpc import DeadLetterServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_FAILED, EXIT_USAGE, CliError
+from taskforgectl.kinds import RUN, WORKFLOW
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import collect, limit_option
+from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.output import Item, echo, note, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.runs import STEP_COLUMNS, condensed, error_text
-from taskforgectl.render.tables import Column, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, local_time, show_details, show_table, tabled, when
 from taskforgectl.times import parse_time
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -41,7 +43,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--workflow", metavar="NAME", default="", help="Only runs of this workflow.")
+@click.option("--workflow", metavar="WORKFLOW", type=WORKFLOW, default="", help="Only runs of this workflow.")
 @click.option("--step", metavar="STEP", default="", help="Only runs that died in this step.")
 @click.option("--code", metavar="CODE", default="", help="Only runs that died of this error, for example http_status.")
 @click.option(
@@ -51,12 +53,13 @@ def command() -> None:
     type=click.Choice([*_STATES, _ANY], case_sensitive=False),
     help="Only in this state. Default: OPEN.",
 )
-@limit_option
+@listing_options
 @click.pass_obj
-def list_(settings: Settings, *, workflow: str, step: str, code: str, states: Sequence[str], limit: int) -> None:
+def list_(settings: Settings, *, workflow: str, step: str, code: str, states: Sequence[str], listing: Listing) -> None:
     """List dead letters, newest first."""
     wanted = _STATES if _ANY in states else states
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(DeadLetterServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -72,9 +75,14 @@ def list_(settings: Settings, *, workflow: str, step: str, code: str, states: Se
             answer = connection.ask(stub.ListDeadLetters, request)
             return answer.dead_letters, answer.next_page_token
 
-        rows = collect(fetch, limit)
-    empty = "no dead letters fit" if workflow or step or code or states else "no open dead letters"
-    show_list(settings, rows, key="run_id", table=lambda items: show_table(settings, items, _COLUMNS, empty=empty))
+        return collect(fetch, listing.limit)
+
+    empty = (
+        "no dead letters fit"
+        if workflow or step or code or states
+        else "no open dead letters; --state any shows settled ones"
+    )
+    show_listing(settings, listing, read, key="run_id", table=tabled(settings, _COLUMNS, empty=empty))
 
 
 def _step_of(letter: Item) -> str:
@@ -85,7 +93,7 @@ _COLUMNS = [
     Column("RUN", lambda one: one["run_id"]),
     Column("WORKFLOW", lambda one: f"{one['workflow']} v{one['version']}"),
     Column("STATE", lambda one: one["state"]),
-    Column("DIED", lambda one: local_time(one["create_time"])),
+    Column("DIED", lambda one: when(one["create_time"])),
     Column("STEP", _step_of),
     Column("ATTEMPTS", lambda one: one["attempts"]),
     Column("ERROR", lambda one: error_text({**one["error"], "step": ""}) if one["error"] else ""),
@@ -93,7 +101,7 @@ _COLUMNS = [
 
 
 @command.command("show")
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.pass_obj
 def show(settings: Settings, run_id: str) -> None:
     """Show a dead letter with the steps of its run."""
@@ -142,9 +150,11 @@ class _Selection(NamedTuple):
 def _selection_options(function: F) -> F:
     """Add what selects dead letters to a verb, which gets it as `selection`. Stands below all other options."""
 
-    @click.argument("run_ids", metavar="[RUN]...", nargs=-1)
+    @click.argument("run_ids", metavar="[RUN]...", nargs=-1, type=RUN)
     @click.option("--all", "everything", is_flag=True, help="All open dead letters, or those that fit the filters.")
-    @click.option("--workflow", metavar="NAME", default="", help="With --all: only runs of this workflow.")
+    @click.option(
+        "--workflow", metavar="WORKFLOW", type=WORKFLOW, default="", help="With --all: only runs of this workflow."
+    )
     @click.option("--step", metavar="STEP", default="", help="With --all: only runs that died in this step.")
     @click.option("--code", metavar="CODE", default="", help="With --all: only runs that died of this error.")
     @click.option("--before", metavar="TIME|-SPAN", help="With --all: only runs that died before, for example -2d.")

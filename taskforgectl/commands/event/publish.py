@@ -10,6 +10,7 @@ from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.inputs import given_json
+from taskforgectl.kinds import FILE
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo_parts, show_item
 from taskforgectl.render.plain import plain
@@ -19,8 +20,8 @@ __all__ = ["verbs"]
 
 @click.command("publish", cls=Verb)
 @click.argument("kind", metavar="TYPE")
-@click.option("--data", metavar="JSON|@FILE|-", help="The event's body, any JSON value. Default: null.")
-@click.option("--data-file", metavar="FILE|-", help="The same from a file or from stdin.")
+@click.option("--data", metavar="JSON|@FILE|-", type=FILE, help="The event's body, any JSON value. Default: null.")
+@click.option("--data-file", metavar="FILE|-", type=FILE, help="The same from a file or from stdin.")
 @click.option("--subject", default="", help="What it is about.")
 @click.option("--request-id", metavar="ID", help="Makes a repeated command answer the same event.")
 @click.pass_obj

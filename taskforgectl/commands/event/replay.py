@@ -16,6 +16,7 @@ from taskforgectl.commands.event.filters import Selection, filter_options
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_FAILED, EXIT_USAGE, CliError, RemoteError
 from taskforgectl.files import read_bytes
+from taskforgectl.kinds import EVENT, FILE, TRIGGER, WORKFLOW
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, note, show_list
 from taskforgectl.render.plain import plain
@@ -54,11 +55,15 @@ class _Job(NamedTuple):
 
 
 @click.command("replay", cls=Verb)
-@click.argument("event_ids", metavar="[EVENT]...", nargs=-1)
-@click.option("--edit", metavar="FILE|-", help="Put this in place of the body. With one event only.")
-@click.option("--workflow", metavar="NAME", default="", help="Ask only its triggers.")
+@click.argument("event_ids", metavar="[EVENT]...", nargs=-1, type=EVENT)
+@click.option("--edit", metavar="FILE|-", type=FILE, help="Put this in place of the body. With one event only.")
+@click.option("--workflow", metavar="WORKFLOW", type=WORKFLOW, default="", help="Ask only its triggers.")
 @click.option(
-    "--trigger", metavar="TRIGGER", default="", help="Ask only this one: WORKFLOW/TRIGGER, or with --workflow."
+    "--trigger",
+    metavar="TRIGGER",
+    type=TRIGGER,
+    default="",
+    help="Ask only this one: WORKFLOW/TRIGGER, or with --workflow.",
 )
 @click.option("--all", "everything", is_flag=True, help="All that fit the filters and have not been replayed.")
 @filter_options

@@ -11,24 +11,33 @@ from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 
 from taskforgectl.commands.event.filters import Selection, filter_options
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import EVENT, WORKFLOW
 from taskforgectl.options import Settings, Verb
-from taskforgectl.paging import collect, limit_option
+from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.events import show_event, show_events
-from taskforgectl.render.output import show_item, show_list
+from taskforgectl.render.output import Item, show_item
 from taskforgectl.render.plain import plain
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
 
 @click.command("list", cls=Verb)
 @filter_options
-@click.option("--workflow", metavar="NAME", default="", help="Only events that a trigger of it was asked about.")
-@limit_option
+@click.option(
+    "--workflow",
+    metavar="WORKFLOW",
+    type=WORKFLOW,
+    default="",
+    help="Only events that a trigger of it was asked about.",
+)
+@listing_options
 @click.pass_obj
-def _list(settings: Settings, *, selection: Selection, workflow: str, limit: int) -> None:
+def _list(settings: Settings, *, selection: Selection, workflow: str, listing: Listing) -> None:
     """List events, newest first."""
     fields = selection.fields()
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(EventServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -38,14 +47,15 @@ def _list(settings: Settings, *, selection: Selection, workflow: str, limit: int
             answer = connection.ask(stub.ListEvents, request)
             return answer.events, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     is_filtered = bool(workflow or any(selection))
     empty = "no events fit" if is_filtered else "no events yet; `taskforgectl trigger list` shows what is waited for"
-    show_list(settings, rows, key="id", table=lambda items: show_events(settings, items, empty=empty))
+    show_listing(settings, listing, read, key="id", table=lambda items: show_events(settings, items, empty=empty))
 
 
 @click.command("show", cls=Verb)
-@click.argument("event_id", metavar="EVENT")
+@click.argument("event_id", metavar="EVENT", type=EVENT)
 @click.pass_obj
 def _show(settings: Settings, event_id: str) -> None:
     """Show an event with headers, body and what each trigger made of it."""

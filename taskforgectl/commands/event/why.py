@@ -7,6 +7,7 @@ from taskforge.v1 import event_service_pb2 as pb
 from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import EVENT
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.events import show_runs, show_verdicts
 from taskforgectl.render.output import Item, echo, echo_parts, show_item
@@ -18,7 +19,7 @@ __all__ = ["verbs"]
 
 
 @click.command("why", cls=Verb)
-@click.argument("event_id", metavar="EVENT")
+@click.argument("event_id", metavar="EVENT", type=EVENT)
 @click.pass_obj
 def _why(settings: Settings, event_id: str) -> None:
     """Say why an event did or did not start runs.

@@ -11,12 +11,14 @@ from taskforge.v1.namespace_service_pb2_grpc import NamespaceServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.kinds import NAMESPACE
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import Item, echo, note, show_item, show_list
+from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.render.output import Item, echo, note, show_item
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, local_time, show_details, tabled
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -29,20 +31,26 @@ def command() -> None:
 
 
 @command.command("list")
-@limit_option
+@listing_options
 @click.pass_obj
-def list_(settings: Settings, limit: int) -> None:
+def list_(settings: Settings, listing: Listing) -> None:
     """List namespaces by name."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(NamespaceServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
             answer = connection.ask(stub.ListNamespaces, pb.ListNamespacesRequest(page_size=size, page_token=token))
             return answer.namespaces, answer.next_page_token
 
-        rows = collect(fetch, limit)
-    show_list(
-        settings, rows, key="name", table=lambda items: show_table(settings, items, _COLUMNS, empty="no namespaces")
+        return collect(fetch, listing.limit)
+
+    show_listing(
+        settings,
+        listing,
+        read,
+        key="name",
+        table=tabled(settings, _COLUMNS, empty=_EMPTY),
     )
 
 
@@ -53,6 +61,8 @@ def _of(used: int, most: int) -> str:
 def _labels(namespace: Item) -> str:
     return ", ".join(f"{key}={value}" for key, value in namespace["labels"].items())
 
+
+_EMPTY = "no namespaces; make one with `taskforgectl namespace set NAME`"
 
 _COLUMNS = [
     Column("NAMESPACE", lambda one: one["name"]),
@@ -66,7 +76,7 @@ _COLUMNS = [
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", metavar="NAMESPACE", type=NAMESPACE)
 @click.pass_obj
 def show(settings: Settings, name: str) -> None:
     """Show a namespace."""
@@ -97,7 +107,7 @@ def _usage(namespace: Item, name: str) -> str:
 
 
 @command.command("set")
-@click.argument("name")
+@click.argument("name", metavar="NAMESPACE", type=NAMESPACE)
 @click.option("--label", "pairs", multiple=True, metavar="KEY=VALUE", help="One label; KEY= removes it.")
 @click.option("--replace-labels", is_flag=True, help="Remove the labels that are not given.")
 @click.option("--weight", type=click.FloatRange(0, 1000, min_open=True), help="Share of executors. A new one has 1.")
@@ -123,7 +133,7 @@ def _pair(pair: str) -> tuple[str, str]:
 
 
 @command.command("delete")
-@click.argument("name")
+@click.argument("name", metavar="NAMESPACE", type=NAMESPACE)
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a namespace that has nothing in it any more."""

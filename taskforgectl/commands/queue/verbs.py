@@ -10,12 +10,14 @@ from taskforge.v1 import queue_service_pb2 as pb
 from taskforge.v1.queue_service_pb2_grpc import QueueServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import QUEUE
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import Item, echo, note, show_item, show_list
+from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.render.output import Item, echo, note, show_item
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, local_time, show_details, tabled, when
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -28,11 +30,12 @@ def command() -> None:
 
 
 @command.command("list")
-@limit_option
+@listing_options
 @click.pass_obj
-def list_(settings: Settings, limit: int) -> None:
+def list_(settings: Settings, listing: Listing) -> None:
     """List the queues of a namespace by name."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(QueueServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -40,15 +43,22 @@ def list_(settings: Settings, limit: int) -> None:
             answer = connection.ask(stub.ListQueues, request)
             return answer.queues, answer.next_page_token
 
-        rows = collect(fetch, limit)
-    show_list(
-        settings, rows, key="name", table=lambda items: show_table(settings, items, _COLUMNS, empty="no queues yet")
+        return collect(fetch, listing.limit)
+
+    show_listing(
+        settings,
+        listing,
+        read,
+        key="name",
+        table=tabled(settings, _COLUMNS, empty=_EMPTY),
     )
 
 
 def _maximum(queue: Item) -> str:
     return str(queue["running_steps_max"] or "no limit")
 
+
+_EMPTY = "no queues yet; make one with `taskforgectl queue set NAME --running-steps-max N`"
 
 _COLUMNS = [
     Column("QUEUE", lambda one: one["name"]),
@@ -57,12 +67,12 @@ _COLUMNS = [
     Column("WAITING", lambda one: one["waiting"]),
     Column("RUNNING", lambda one: one["running"]),
     Column("MAX RUNNING", _maximum),
-    Column("UPDATED", lambda one: local_time(one["update_time"])),
+    Column("UPDATED", lambda one: when(one["update_time"])),
 ]
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", metavar="QUEUE", type=QUEUE)
 @click.pass_obj
 def show(settings: Settings, name: str) -> None:
     """Show a queue."""
@@ -88,7 +98,7 @@ def _show_whole(settings: Settings, queue: Item) -> None:
 
 
 @command.command("set")
-@click.argument("name")
+@click.argument("name", metavar="QUEUE", type=QUEUE)
 @click.option("--running-steps-max", type=_count, metavar="N", help="Steps at work at once; 0 means no limit.")
 @click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="Among the queues; the larger, the sooner.")
 @click.pass_obj
@@ -101,7 +111,7 @@ def set_(settings: Settings, name: str, running_steps_max: int | None, priority:
 
 
 @command.command("pause")
-@click.argument("name")
+@click.argument("name", metavar="QUEUE", type=QUEUE)
 @click.pass_obj
 def pause(settings: Settings, name: str) -> None:
     """Let no step of a queue start. Steps under way end."""
@@ -109,7 +119,7 @@ def pause(settings: Settings, name: str) -> None:
 
 
 @command.command("resume")
-@click.argument("name")
+@click.argument("name", metavar="QUEUE", type=QUEUE)
 @click.pass_obj
 def resume(settings: Settings, name: str) -> None:
     """Let the steps of a queue start again."""
@@ -128,7 +138,7 @@ def _set(settings: Settings, request: pb.SetQueueRequest, verb: str) -> None:
 
 
 @command.command("delete")
-@click.argument("name")
+@click.argument("name", metavar="QUEUE", type=QUEUE)
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a queue and its limits."""

@@ -13,6 +13,7 @@ from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_CONFLICT, EXIT_USAGE, CliError
 from taskforgectl.inputs import json_value
+from taskforgectl.kinds import FILE, RUN, STEP
 from taskforgectl.options import Settings, Verb
 from taskforgectl.paging import collect
 from taskforgectl.render.output import Item, echo, show_item
@@ -28,9 +29,11 @@ _comment_option = click.option("--comment", default="", help="Recorded in the hi
 
 
 @click.command("approve", cls=Verb)
-@click.argument("run_id", metavar="RUN")
-@click.argument("step", default="")
-@click.option("--data", metavar="JSON|@FILE|-", help="Goes into the step's output, any JSON value. Default: null.")
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.argument("step", metavar="[STEP]", default="", type=STEP)
+@click.option(
+    "--data", metavar="JSON|@FILE|-", type=FILE, help="Goes into the step's output, any JSON value. Default: null."
+)
 @_comment_option
 @click.pass_obj
 def _approve(settings: Settings, *, run_id: str, step: str, data: str | None, comment: str) -> None:
@@ -44,8 +47,8 @@ def _approve(settings: Settings, *, run_id: str, step: str, data: str | None, co
 
 
 @click.command("reject", cls=Verb)
-@click.argument("run_id", metavar="RUN")
-@click.argument("step", default="")
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.argument("step", metavar="[STEP]", default="", type=STEP)
 @_comment_option
 @click.pass_obj
 def _reject(settings: Settings, *, run_id: str, step: str, comment: str) -> None:
@@ -58,8 +61,8 @@ def _reject(settings: Settings, *, run_id: str, step: str, comment: str) -> None
 
 
 @click.command("resolve", cls=Verb)
-@click.argument("run_id", metavar="RUN")
-@click.argument("step")
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.argument("step", metavar="STEP", type=STEP)
 @click.option(
     "--as",
     "outcome",
@@ -72,6 +75,7 @@ def _reject(settings: Settings, *, run_id: str, step: str, comment: str) -> None
     "--data",
     "data",
     metavar="JSON|@FILE|-",
+    type=FILE,
     help="With --as succeeded: the step's output, any JSON value. The format is -o here.",
 )
 @_comment_option

@@ -7,6 +7,7 @@ from taskforge.v1 import run_service_pb2 as pb
 from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import RUN
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.explanation import explanation_lines
 from taskforgectl.render.output import echo, show_item
@@ -16,7 +17,7 @@ __all__ = ["verbs"]
 
 
 @click.command("explain", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.pass_obj
 def _explain(settings: Settings, run_id: str) -> None:
     """Say what a run waits for and who holds it up, or why it ended as it did."""

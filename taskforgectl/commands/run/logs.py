@@ -13,15 +13,16 @@ from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 from taskforge.v1.workflow_service_pb2 import GetWorkflowGraphRequest
 from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
-from taskforgectl.commands.run.outcome import detachable, reconnect_option
+from taskforgectl.commands.run.outcome import detachable
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, CliError
 from taskforgectl.follow import Interruption, follow_logs
+from taskforgectl.kinds import RUN, STEP
 from taskforgectl.options import Settings, Verb
+from taskforgectl.paging import reconnect_option
 from taskforgectl.render.logs import log_line
-from taskforgectl.render.output import echo_json_line, note, show_list
+from taskforgectl.render.output import echo_json_line, note, show_list, tell_interruption
 from taskforgectl.render.plain import plain
-from taskforgectl.render.safe import safe_line
 
 __all__ = ["verbs"]
 
@@ -33,12 +34,14 @@ _INDEX = re.compile(r"\[\d+\]")
 
 
 @click.command("logs", cls=Verb)
-@click.argument("run_id", metavar="RUN")
-@click.argument("step", default="")
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.argument("step", metavar="[STEP]", default="", type=STEP)
 @click.option("--follow", is_flag=True, help="Go on until the run has ended. Ctrl-C leaves the run alone.")
 @click.option("--after", metavar="CURSOR", default="", help="With --follow: begin after the entry with this cursor.")
 @click.option("--timestamps", is_flag=True, help="Show when each line was written.")
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="Most lines, from the beginning. Default: all.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=0, metavar="N", help="Most lines, from the beginning. Default: all."
+)
 @reconnect_option
 @click.pass_context
 def _logs(
@@ -143,7 +146,7 @@ def _follow(settings: Settings, run_id: str, step: str, after: str, *, timestamp
     with contextlib.closing(updates):  # cancels the call, also on Ctrl-C
         for update in updates:
             if isinstance(update, Interruption):
-                click.echo(f"reconnecting… ({safe_line(update.reason)})", err=True)
+                tell_interruption(update.reason)
                 continue
             for entry in update.entries:
                 if settings.output == "table":

@@ -16,6 +16,7 @@ from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, CliError
 from taskforgectl.follow import TERMINAL, Interruption, Portion, follow
 from taskforgectl.options import Settings
+from taskforgectl.paging import reconnect_option
 from taskforgectl.render.board import Board
 from taskforgectl.render.output import Item, show_item
 from taskforgectl.render.plain import plain
@@ -30,22 +31,11 @@ __all__ = [
     "exit_as",
     "get_run",
     "outcome_options",
-    "reconnect_option",
     "show_run",
     "watch_run",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-reconnect_option = click.option(
-    "--reconnect-timeout",
-    "reconnect_s",
-    type=click.FloatRange(0, 86_400),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to look for the daemon when the stream breaks.",
-)
 
 
 class Outcome(NamedTuple):

@@ -11,6 +11,7 @@ from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 from taskforgectl.commands.run.outcome import Outcome, conclude, outcome_options
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.kinds import RUN
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import echo
 
@@ -20,7 +21,7 @@ _request_option = click.option("--request-id", metavar="ID", help="Makes a repea
 
 
 @click.command("retry", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @_request_option
 @outcome_options
 @click.pass_context
@@ -34,7 +35,7 @@ def _retry(context: click.Context, *, run_id: str, request_id: str | None, outco
 
 
 @click.command("rerun", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.option("--from", "from_step", metavar="STEP", default="", help="Take over what comes before this step.")
 @click.option("--version", type=click.IntRange(min=1), help="Run this version. Default: that of the run.")
 @click.option("--newest", is_flag=True, help="Run the newest version.")

@@ -13,13 +13,15 @@ from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 from taskforgectl.commands.run.outcome import get_run, show_run
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_FAILED
+from taskforgectl.kinds import EVENT, RUN, WORKFLOW
 from taskforgectl.options import Settings, Verb
-from taskforgectl.paging import collect, limit_option
+from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.board import describe_body
-from taskforgectl.render.output import Item, echo, show_item, show_list
+from taskforgectl.render.output import Item, echo, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.runs import STEP_COLUMNS
-from taskforgectl.render.tables import Column, age, local_time, show_table
+from taskforgectl.render.tables import Column, age, local_time, tabled, when
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -28,17 +30,18 @@ _STEP_STATES = [one.name.removeprefix("STATE_") for one in run_pb2.StepRun.State
 
 
 @click.command("list", cls=Verb)
-@click.option("--workflow", metavar="NAME", default="", help="Only runs of this workflow.")
+@click.option("--workflow", metavar="WORKFLOW", type=WORKFLOW, default="", help="Only runs of this workflow.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(_STATES, case_sensitive=False), help="Only in this state."
 )
-@click.option("--event", "event_id", metavar="ID", default="", help="Only runs that this event started.")
-@limit_option
+@click.option("--event", "event_id", metavar="EVENT", type=EVENT, default="", help="Only runs that this event started.")
+@listing_options
 @click.pass_obj
-def _list(settings: Settings, *, workflow: str, states: Sequence[str], event_id: str, limit: int) -> None:
+def _list(settings: Settings, *, workflow: str, states: Sequence[str], event_id: str, listing: Listing) -> None:
     """List runs, newest first."""
     wanted = [run_pb2.Run.State.Value(f"STATE_{state}") for state in states]
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(RunServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -53,10 +56,11 @@ def _list(settings: Settings, *, workflow: str, states: Sequence[str], event_id:
             answer = connection.ask(stub.ListRuns, request)
             return answer.runs, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     filtered = bool(workflow or states or event_id)
     empty = "no runs fit" if filtered else "no runs yet; start one with `taskforgectl run start WORKFLOW`"
-    show_list(settings, rows, key="id", table=lambda items: show_table(settings, items, _RUN_COLUMNS, empty=empty))
+    show_listing(settings, listing, read, key="id", table=tabled(settings, _RUN_COLUMNS, empty=empty))
 
 
 _RUN_COLUMNS = [
@@ -64,13 +68,13 @@ _RUN_COLUMNS = [
     Column("WORKFLOW", lambda one: f"{one['workflow']} v{one['version']}"),
     Column("STATE", lambda one: one["state"]),
     Column("TRIGGER", lambda one: one["trigger"]),
-    Column("CREATED", lambda one: local_time(one["create_time"])),
+    Column("CREATED", lambda one: when(one["create_time"])),
     Column("TOOK", lambda one: age(one["create_time"], one["end_time"])),
 ]
 
 
 @click.command("show", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.pass_obj
 def _show(settings: Settings, run_id: str) -> None:
     """Show a run with its steps. Of a fan-out's items those that need attention; `run steps` lists all."""
@@ -78,7 +82,7 @@ def _show(settings: Settings, run_id: str) -> None:
 
 
 @click.command("steps", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.option(
     "--state",
     "states",
@@ -87,12 +91,13 @@ def _show(settings: Settings, run_id: str) -> None:
     help="Only in this state. May be given several times.",
 )
 @click.option("--prefix", metavar="TEXT", default="", help="Only steps whose keys begin so, for example 'notify['.")
-@limit_option
+@listing_options
 @click.pass_obj
-def _steps(settings: Settings, *, run_id: str, states: Sequence[str], prefix: str, limit: int) -> None:
+def _steps(settings: Settings, *, run_id: str, states: Sequence[str], prefix: str, listing: Listing) -> None:
     """List a run's steps in the order in which they were reached."""
     wanted = [run_pb2.StepRun.State.Value(f"STATE_{state}") for state in states]
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(RunServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -102,18 +107,20 @@ def _steps(settings: Settings, *, run_id: str, states: Sequence[str], prefix: st
             answer = connection.ask(stub.ListRunSteps, request)
             return answer.steps, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     empty = "no steps fit" if states or prefix else "no step was reached yet"
-    show_list(settings, rows, key="key", table=lambda items: show_table(settings, items, STEP_COLUMNS, empty=empty))
+    show_listing(settings, listing, read, key="key", table=tabled(settings, STEP_COLUMNS, empty=empty))
 
 
 @click.command("history", cls=Verb)
-@click.argument("run_id", metavar="RUN")
-@limit_option
+@click.argument("run_id", metavar="RUN", type=RUN)
+@listing_options
 @click.pass_obj
-def _history(settings: Settings, run_id: str, limit: int) -> None:
+def _history(settings: Settings, run_id: str, listing: Listing) -> None:
     """List a run's history, oldest first."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(RunServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -121,7 +128,8 @@ def _history(settings: Settings, run_id: str, limit: int) -> None:
             answer = connection.ask(stub.GetRunHistory, request)
             return answer.events, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     columns = [
         Column("SEQ", lambda one: one["sequence"]),
         Column("TIME", lambda one: local_time(one["create_time"])),
@@ -130,13 +138,17 @@ def _history(settings: Settings, run_id: str, limit: int) -> None:
         Column("ATTEMPT", lambda one: one["attempt"] or ""),
         Column("DETAIL", lambda one: describe_body(one["kind"], one["body"])),
     ]
-    show_list(
-        settings, rows, key="sequence", table=lambda items: show_table(settings, items, columns, empty="no history")
+    show_listing(
+        settings,
+        listing,
+        read,
+        key="sequence",
+        table=tabled(settings, columns, empty="no history"),
     )
 
 
 @click.command("verify", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.pass_context
 def _verify(context: click.Context, run_id: str) -> None:
     """Prove that a run's history is unbroken and decides the same again. Exit code 1 when it does not."""

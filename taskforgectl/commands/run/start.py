@@ -16,6 +16,7 @@ from taskforgectl.commands.run.outcome import Outcome, conclude, outcome_options
 from taskforgectl.connection import Connection
 from taskforgectl.errors import CliError
 from taskforgectl.inputs import input_json
+from taskforgectl.kinds import FILE, QUEUE, WORKFLOW
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo
 from taskforgectl.render.tables import local_time
@@ -28,12 +29,16 @@ _WAIT_S_MAX = 300
 
 
 @click.command("start", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
 @click.option("--input", "pairs", multiple=True, metavar="KEY=VALUE", help="One input; JSON if it parses, else text.")
 @click.option("--input-json", "text", metavar="TEXT", help="The input as a JSON object.")
-@click.option("--input-file", "file", metavar="FILE", help="The input as a file with a JSON object; - for stdin.")
+@click.option(
+    "--input-file", "file", metavar="FILE", type=FILE, help="The input as a file with a JSON object; - for stdin."
+)
 @click.option("--at", metavar="TIME|+SPAN", help="Start it later: 2030-01-31T18:00 (local), or +90m from now.")
-@click.option("--queue", metavar="NAME", default="", help="Queue of its steps. Default: that of the definition.")
+@click.option(
+    "--queue", metavar="QUEUE", type=QUEUE, default="", help="Queue of its steps. Default: that of the definition."
+)
 @click.option("--priority", type=click.IntRange(0, 9), metavar="0-9", help="The larger, the sooner.")
 @click.option("--request-id", metavar="ID", help="Makes a repeated command answer the same run.")
 @click.option("--correlation-id", metavar="ID", default="", help="Groups runs that one cause led to.")

@@ -10,6 +10,7 @@ from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.inputs import json_value
+from taskforgectl.kinds import FILE, RUN
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo, show_item
 from taskforgectl.render.plain import plain
@@ -20,7 +21,7 @@ _reason_option = click.option("--reason", default="", help="Recorded in the hist
 
 
 @click.command("cancel", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @_reason_option
 @click.pass_obj
 def _cancel(settings: Settings, run_id: str, reason: str) -> None:
@@ -33,7 +34,7 @@ def _cancel(settings: Settings, run_id: str, reason: str) -> None:
 
 
 @click.command("pause", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @_reason_option
 @click.pass_obj
 def _pause(settings: Settings, run_id: str, reason: str) -> None:
@@ -45,7 +46,7 @@ def _pause(settings: Settings, run_id: str, reason: str) -> None:
 
 
 @click.command("resume", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @_reason_option
 @click.pass_obj
 def _resume(settings: Settings, run_id: str, reason: str) -> None:
@@ -61,9 +62,9 @@ def _tell_state(run: Item) -> None:
 
 
 @click.command("signal", cls=Verb)
-@click.argument("run_id", metavar="RUN")
-@click.argument("name")
-@click.option("--data", metavar="JSON|@FILE|-", help="The signal's payload, any JSON value. Default: null.")
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.argument("name", metavar="SIGNAL")
+@click.option("--data", metavar="JSON|@FILE|-", type=FILE, help="The signal's payload, any JSON value. Default: null.")
 @click.option("--request-id", metavar="ID", help="Makes a repeated command deliver the signal once.")
 @click.pass_obj
 def _signal(settings: Settings, *, run_id: str, name: str, data: str | None, request_id: str | None) -> None:

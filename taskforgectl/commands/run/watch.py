@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import click
 
-from taskforgectl.commands.run.outcome import get_run, reconnect_option, watch_run
+from taskforgectl.commands.run.outcome import get_run, watch_run
+from taskforgectl.kinds import RUN
 from taskforgectl.options import Verb
+from taskforgectl.paging import reconnect_option
 
 __all__ = ["verbs"]
 
 
 @click.command("watch", cls=Verb)
-@click.argument("run_id", metavar="RUN")
+@click.argument("run_id", metavar="RUN", type=RUN)
 @click.option("--after", type=click.IntRange(min=0), default=0, help="Begin after this sequence number.")
 @reconnect_option
 @click.pass_context

@@ -8,7 +8,7 @@ __all__ = ["command"]
 
 command = LazyNoun(
     "schedule",
-    help="Show what became of due times, and make up for them. NAME is WORKFLOW/TRIGGER, or WORKFLOW with only one.",
+    help="Show what became of due times, and make up for them. TRIGGER is WORKFLOW/TRIGGER, or WORKFLOW with only one.",
     verbs={
         "explain": ("explain", "Say what became of the due times of a trigger, and what happens next."),
         "slots": ("slots", "List what became of due times, newest first."),

@@ -14,6 +14,7 @@ from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_FAILED
+from taskforgectl.kinds import TRIGGER
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo, note, show_item, show_list
 from taskforgectl.render.plain import plain
@@ -28,7 +29,7 @@ _FAILED = trigger_pb2.ScheduleSlot.OUTCOME_FAILED
 
 
 @click.command("backfill", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
 @click.option("--from", "begin", metavar="TIME|-SPAN", required=True, help="What was due then or later.")
 @click.option("--to", "end", metavar="TIME|-SPAN", help="What was due earlier than this. Default: now.")
 @click.option("--max-parallel", type=click.IntRange(1, 1000), metavar="N", help="Runs at the same time. Default: 1.")

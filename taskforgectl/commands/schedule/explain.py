@@ -9,6 +9,7 @@ from taskforge.v1 import trigger_service_pb2 as pb
 from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import TRIGGER
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo, echo_parts, show_item
 from taskforgectl.render.plain import plain
@@ -24,7 +25,7 @@ _SLOTS_MAX = 20
 
 
 @click.command("explain", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
 @click.option("--since", metavar="TIME|-SPAN", help="How far to look back. Default: -7d.")
 @click.pass_obj
 def _explain(settings: Settings, name: str, since: str | None) -> None:

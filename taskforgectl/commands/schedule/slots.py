@@ -13,12 +13,14 @@ from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import RemoteError
+from taskforgectl.kinds import TRIGGER
 from taskforgectl.options import Settings, Verb
-from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import Item, show_list
+from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.render.output import Item
 from taskforgectl.render.schedules import show_slots
 from taskforgectl.times import parse_time
 from taskforgectl.triggers import TriggerName, parse_trigger
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -28,7 +30,7 @@ _OUTCOMES = [
 
 
 @click.command("slots", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
 @click.option("--since", metavar="TIME|-SPAN", help="Only what was due then or later, for example -7d.")
 @click.option("--until", metavar="TIME|-SPAN", help="Only what was due earlier.")
 @click.option(
@@ -38,10 +40,10 @@ _OUTCOMES = [
     type=click.Choice(_OUTCOMES, case_sensitive=False),
     help="Only with this outcome. May be given several times.",
 )
-@limit_option
+@listing_options
 @click.pass_obj
 def _slots(
-    settings: Settings, *, name: str, since: str | None, until: str | None, outcomes: Sequence[str], limit: int
+    settings: Settings, *, name: str, since: str | None, until: str | None, outcomes: Sequence[str], listing: Listing
 ) -> None:
     """List what became of due times, newest first. What no run was started for may be told as a range."""
     target, now = parse_trigger(name), dt.datetime.now(dt.UTC)
@@ -50,7 +52,10 @@ def _slots(
         "until": None if until is None else parse_time(until, "--until", now),
         "outcomes": [trigger_pb2.ScheduleSlot.Outcome.Value(f"OUTCOME_{one}") for one in outcomes],
     }
-    with Connection(settings) as connection:
+
+    zones = [""]
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(TriggerServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -65,10 +70,14 @@ def _slots(
             answer = connection.ask(stub.ListScheduleSlots, request)
             return answer.slots, answer.next_page_token
 
-        rows = collect(fetch, limit)
-        zone = _zone(settings, connection, target, rows)
-    empty = "no due times fit" if since or until or outcomes else "nothing was due yet; `taskforgectl trigger next`"
-    show_list(settings, rows, key="due_time", table=lambda items: show_slots(settings, items, zone, empty=empty))
+        rows = collect(fetch, listing.limit)
+        zones[:] = [_zone(settings, connection, target, rows)]
+        return rows
+
+    empty = "no due times fit" if since or until or outcomes else "nothing was due yet; see `taskforgectl trigger next`"
+    show_listing(
+        settings, listing, read, key="due_time", table=lambda items: show_slots(settings, items, zones[0], empty=empty)
+    )
 
 
 def _zone(settings: Settings, connection: Connection, target: TriggerName, rows: Sequence[Item]) -> str:

@@ -13,12 +13,14 @@ from taskforge.v1.secret_service_pb2_grpc import SecretServiceStub
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
 from taskforgectl.files import read_text
+from taskforgectl.kinds import FILE, SECRET
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import echo, note, show_item, show_list
+from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.render.output import Item, echo, note, show_item
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, local_time, show_table
+from taskforgectl.render.tables import Column, tabled, when
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -29,8 +31,8 @@ def command() -> None:
 
 
 @command.command("set")
-@click.argument("name")
-@click.option("--value-file", "file", metavar="FILE", help="Take the value from a file; - is stdin.")
+@click.argument("name", metavar="SECRET", type=SECRET)
+@click.option("--value-file", "file", metavar="FILE|-", type=FILE, help="Take the value from a file; - is stdin.")
 @click.option("--host", "hosts", multiple=True, metavar="HOST", help="Where it may be sent to; repeatable.")
 @click.option("--any-host", is_flag=True, help="It may be sent anywhere, whatever was said before.")
 @click.pass_obj
@@ -62,11 +64,12 @@ def _read_value(name: str, file: str | None) -> str:
 
 
 @command.command("list")
-@limit_option
+@listing_options
 @click.pass_obj
-def list_(settings: Settings, limit: int) -> None:
+def list_(settings: Settings, listing: Listing) -> None:
     """List secrets by name. Values are never shown."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(SecretServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -74,19 +77,20 @@ def list_(settings: Settings, limit: int) -> None:
             answer = connection.ask(stub.ListSecrets, request)
             return answer.secrets, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     columns = [
-        Column("NAME", lambda one: one["name"]),
+        Column("SECRET", lambda one: one["name"]),
         Column("VERSION", lambda one: one["version"]),
         Column("HOSTS", lambda one: ", ".join(one["hosts"]) or "any"),
-        Column("SET", lambda one: local_time(one["update_time"])),
+        Column("UPDATED", lambda one: when(one["update_time"])),
     ]
     empty = "no secrets yet; set one with `taskforgectl secret set NAME`"
-    show_list(settings, rows, key="name", table=lambda items: show_table(settings, items, columns, empty=empty))
+    show_listing(settings, listing, read, key="name", table=tabled(settings, columns, empty=empty))
 
 
 @command.command("delete")
-@click.argument("name")
+@click.argument("name", metavar="SECRET", type=SECRET)
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a secret."""

@@ -14,12 +14,14 @@ from taskforge.v1.token_service_pb2_grpc import TokenServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.kinds import TOKEN
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import echo, show_item, show_list
+from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.render.output import Item, echo, show_item
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, local_time, show_table
+from taskforgectl.render.tables import Column, tabled, when
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -34,7 +36,7 @@ def command() -> None:
 
 
 @command.command("create")
-@click.argument("name")
+@click.argument("name", metavar="NAME")
 @click.option("--role", required=True, type=click.Choice(_ROLES), help="What the bearer may do.")
 @click.option("--for-namespace", "confined_to", metavar="NS", default="", help="Confine the bearer to a namespace.")
 @click.option("--ttl", metavar="SPAN", help="How long it works, for example 12h or 30d. Default: for ever.")
@@ -61,33 +63,36 @@ def _duration(ttl: str | None) -> Duration | None:
 
 
 @command.command("list")
-@limit_option
+@listing_options
 @click.pass_obj
-def list_(settings: Settings, limit: int) -> None:
+def list_(settings: Settings, listing: Listing) -> None:
     """List tokens, newest first."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(TokenServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
             answer = connection.ask(stub.ListTokens, pb.ListTokensRequest(page_size=size, page_token=token))
             return answer.tokens, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     columns = [
         Column("TOKEN", lambda one: one["id"]),
         Column("NAME", lambda one: one["name"]),
         Column("ROLE", lambda one: one["role"]),
         Column("NAMESPACE", lambda one: one["namespace"] or "all"),
-        Column("CREATED", lambda one: local_time(one["create_time"])),
-        Column("EXPIRES", lambda one: local_time(one["expire_time"]) or "never"),
-        Column("LAST USED", lambda one: local_time(one["last_use_time"]) or "never"),
-        Column("REVOKED", lambda one: local_time(one["revoke_time"])),
+        Column("CREATED", lambda one: when(one["create_time"])),
+        Column("EXPIRES", lambda one: when(one["expire_time"]) or "never"),
+        Column("LAST USED", lambda one: when(one["last_use_time"]) or "never"),
+        Column("REVOKED", lambda one: when(one["revoke_time"])),
     ]
-    show_list(settings, rows, key="id", table=lambda items: show_table(settings, items, columns, empty="no tokens"))
+    empty = "no tokens; make one with `taskforgectl token create NAME --role ROLE`"
+    show_listing(settings, listing, read, key="id", table=tabled(settings, columns, empty=empty))
 
 
 @command.command("revoke")
-@click.argument("token_id", metavar="TOKEN")
+@click.argument("token_id", metavar="TOKEN", type=TOKEN)
 @click.pass_obj
 def revoke(settings: Settings, token_id: str) -> None:
     """End a token at once. TOKEN is its id, not its secret."""

@@ -8,7 +8,7 @@ __all__ = ["command"]
 
 command = LazyNoun(
     "trigger",
-    help="Show, pause, fire and try out what starts runs. NAME is WORKFLOW/TRIGGER, or WORKFLOW with only one.",
+    help="Show, pause, fire and try out what starts runs. TRIGGER is WORKFLOW/TRIGGER, or WORKFLOW with only one.",
     verbs={
         "list": ("show", "List triggers by workflow."),
         "show": ("show", "Show a trigger: where it listens, whether it is paused, when it fired."),

@@ -11,12 +11,14 @@ from taskforge.v1 import event_pb2, run_pb2
 from taskforge.v1 import trigger_service_pb2 as pb
 from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 
-from taskforgectl.commands.run.outcome import await_end, get_run, reconnect_option
+from taskforgectl.commands.run.outcome import await_end, get_run
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_FAILED, EXIT_INTERRUPTED, CliError
 from taskforgectl.follow import TERMINAL
 from taskforgectl.inputs import given_json, pairs_of
+from taskforgectl.kinds import FILE, TRIGGER
 from taskforgectl.options import Settings, Verb
+from taskforgectl.paging import reconnect_option
 from taskforgectl.render.events import show_runs, show_verdicts
 from taskforgectl.render.output import Item, echo_parts, show_item
 from taskforgectl.render.plain import plain
@@ -27,9 +29,9 @@ __all__ = ["verbs"]
 
 
 @click.command("fire", cls=Verb)
-@click.argument("name")
-@click.option("--payload", metavar="JSON|@FILE|-", help="What `event.body` shall be. Default: null.")
-@click.option("--payload-file", metavar="FILE|-", help="The same from a file or from stdin.")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
+@click.option("--payload", metavar="JSON|@FILE|-", type=FILE, help="What `event.body` shall be. Default: null.")
+@click.option("--payload-file", metavar="FILE|-", type=FILE, help="The same from a file or from stdin.")
 @click.option("--header", "headers", multiple=True, metavar="KEY=VALUE", help="One of `event.headers`.")
 @click.option("--type", "kind", metavar="TYPE", default="", help="What `event.type` shall be, for an event trigger.")
 @click.option("--wait", is_flag=True, help="Wait for the end of the runs. Exit code 0 only if all succeeded.")

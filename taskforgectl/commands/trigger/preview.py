@@ -11,6 +11,7 @@ from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.kinds import TRIGGER
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import show_list
 from taskforgectl.render.plain import plain
@@ -22,7 +23,7 @@ __all__ = ["verbs"]
 
 
 @click.command("next", cls=Verb)
-@click.argument("name", required=False)
+@click.argument("name", metavar="[TRIGGER]", required=False, type=TRIGGER)
 @click.option("--cron", "expression", metavar="EXPR", help="An expression that need not be applied: '0 3 * * *'.")
 @click.option("--seconds", is_flag=True, help="With --cron: it has six fields, the seconds first.")
 @click.option("--timezone", default="", metavar="ZONE", help="With --cron: an IANA name. Default: UTC.")

@@ -11,12 +11,14 @@ from taskforge.v1 import trigger_service_pb2 as pb
 from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import TRIGGER, WORKFLOW
 from taskforgectl.options import Settings, Verb
-from taskforgectl.paging import collect, limit_option
-from taskforgectl.render.output import Item, echo_parts, show_item, show_list
+from taskforgectl.paging import Listing, collect, listing_options
+from taskforgectl.render.output import Item, echo_parts, show_item
 from taskforgectl.render.plain import plain
-from taskforgectl.render.tables import Column, lasting, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, lasting, local_time, show_details, tabled, when
 from taskforgectl.triggers import full_name, parse_trigger
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -27,14 +29,15 @@ _KINDS = [one.name.removeprefix("KIND_").lower() for one in trigger_pb2.Trigger.
 
 
 @click.command("list", cls=Verb)
-@click.option("--workflow", metavar="NAME", default="", help="Only triggers of this workflow.")
+@click.option("--workflow", metavar="WORKFLOW", type=WORKFLOW, default="", help="Only triggers of this workflow.")
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(_KINDS, case_sensitive=False), help="Only this kind.")
-@limit_option
+@listing_options
 @click.pass_obj
-def _list(settings: Settings, *, workflow: str, kinds: Sequence[str], limit: int) -> None:
+def _list(settings: Settings, *, workflow: str, kinds: Sequence[str], listing: Listing) -> None:
     """List triggers by workflow."""
     wanted = [trigger_pb2.Trigger.Kind.Value(f"KIND_{kind.upper()}") for kind in kinds]
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(TriggerServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -44,9 +47,10 @@ def _list(settings: Settings, *, workflow: str, kinds: Sequence[str], limit: int
             answer = connection.ask(stub.ListTriggers, request)
             return answer.triggers, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     empty = "no triggers fit" if workflow or kinds else "no triggers yet; a workflow declares them under `on:`"
-    show_list(settings, rows, key=full_name, table=lambda items: show_table(settings, items, _COLUMNS, empty=empty))
+    show_listing(settings, listing, read, key=full_name, table=tabled(settings, _COLUMNS, empty=empty))
 
 
 def _state(trigger: Item) -> str:
@@ -58,7 +62,7 @@ def _state(trigger: Item) -> str:
 def _next_due(trigger: Item) -> str:
     """Answer when a schedule is due next; what does not fire then has no such time."""
     schedule = trigger["schedule"]
-    return local_time(schedule["next_due_time"]) if schedule and _state(trigger) == "active" else ""
+    return when(schedule["next_due_time"]) if schedule and _state(trigger) == "active" else ""
 
 
 _COLUMNS = [
@@ -66,7 +70,7 @@ _COLUMNS = [
     Column("KIND", lambda one: str(one["kind"] or "").lower()),
     Column("STATE", _state),
     Column("LISTENS", lambda one: one["detail"]),
-    Column("LAST FIRED", lambda one: local_time(one["last_fire_time"])),
+    Column("LAST FIRED", lambda one: when(one["last_fire_time"])),
     Column("NEXT DUE", _next_due),
 ]
 
@@ -75,7 +79,7 @@ _COLUMNS = [
 
 
 @click.command("show", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
 @click.pass_obj
 def _show(settings: Settings, name: str) -> None:
     """Show a trigger: where it listens, whether it is paused, when it fired."""
@@ -130,7 +134,7 @@ def _schedule_pairs(schedule: Item | None) -> list[tuple[str, Any]]:
 
 
 @click.command("pause", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
 @click.option("--reason", default="", help="For those who wonder later.")
 @click.pass_obj
 def _pause(settings: Settings, name: str, reason: str) -> None:
@@ -143,7 +147,7 @@ def _pause(settings: Settings, name: str, reason: str) -> None:
 
 
 @click.command("resume", cls=Verb)
-@click.argument("name")
+@click.argument("name", metavar="TRIGGER", type=TRIGGER)
 @click.pass_obj
 def _resume(settings: Settings, name: str) -> None:
     """Let a paused trigger start runs again. What fell due meanwhile follows its misfire policy."""

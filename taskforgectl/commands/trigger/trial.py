@@ -18,6 +18,7 @@ import click
 from taskforgectl.commands.trigger.payload import event_of
 from taskforgectl.errors import EXIT_FAILED, EXIT_USAGE, CliError, Violation
 from taskforgectl.files import read_text
+from taskforgectl.kinds import FILE
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, show_item
 from taskforgectl.render.safe import safe_line
@@ -31,7 +32,7 @@ _LIMIT_S = 30.0
 
 
 @click.command("test", cls=Verb)
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", metavar="FILE|-", type=FILE)
 @click.option(
     "--event", "payload", metavar="PAYLOAD", help="JSON, a file with it, or -; also what `event show` printed."
 )
@@ -41,6 +42,7 @@ _LIMIT_S = 30.0
 @click.option(
     "--namespaces",
     metavar="FILE|-",
+    type=FILE,
     help="What `for_each` sees as `namespaces`: JSON as `namespace list -o json` prints it.",
 )
 @click.option("--trigger", metavar="ID", default="", help="Only this trigger.")

@@ -15,6 +15,7 @@ from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError, RemoteError
 from taskforgectl.files import read_text
+from taskforgectl.kinds import FILE, WORKFLOW
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.graph.dot import draw_dot
 from taskforgectl.render.graph.mermaid import draw_mermaid
@@ -52,11 +53,11 @@ _STYLES: Mapping[str, Mapping[str, Any]] = {
 
 
 @click.command("graph", cls=Verb)
-@click.argument("name", required=False)
-@click.option("-f", "--file", metavar="FILE|-", help="A definition that need not be applied.")
+@click.argument("name", metavar="[WORKFLOW]", required=False, type=WORKFLOW)
+@click.option("-f", "--file", metavar="FILE|-", type=FILE, help="A definition that need not be applied.")
 @click.option("--version", "number", type=click.IntRange(min=1), help="Draw this version. Default: the newest.")
 @click.option("--format", "form", type=click.Choice(list(_FORMATS)), help="Default: text, or what --out ends with.")
-@click.option("--out", metavar="FILE", help="Write to a file: .svg, .dot, .gv, .mmd, or text.")
+@click.option("--out", metavar="FILE", type=FILE, help="Write to a file: .svg, .dot, .gv, .mmd, or text.")
 @click.pass_obj
 def graph(
     settings: Settings, *, name: str | None, file: str | None, number: int | None, form: str | None, out: str | None

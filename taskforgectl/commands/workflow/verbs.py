@@ -13,13 +13,15 @@ from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError, RemoteError, Violation
 from taskforgectl.files import read_text
+from taskforgectl.kinds import FILE, WORKFLOW
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
-from taskforgectl.paging import collect, limit_option
+from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.output import Item, echo, echo_text, note, show_item, show_list
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
-from taskforgectl.render.tables import Column, local_time, show_details, show_table
+from taskforgectl.render.tables import Column, local_time, show_details, show_table, tabled, when
+from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
 
@@ -40,6 +42,7 @@ _files_option = click.option(
     required=True,
     multiple=True,
     metavar="FILE|DIR|-",
+    type=FILE,
     help="A definition, a folder of *.yaml and *.yml, or - for stdin. May be given several times.",
 )
 
@@ -147,11 +150,12 @@ def _folder(path: Path) -> Iterator[_Source]:
 
 
 @command.command("list")
-@limit_option
+@listing_options
 @click.pass_obj
-def list_(settings: Settings, limit: int) -> None:
+def list_(settings: Settings, listing: Listing) -> None:
     """List the workflows of a namespace by name."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(WorkflowServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -159,17 +163,18 @@ def list_(settings: Settings, limit: int) -> None:
             answer = connection.ask(stub.ListWorkflows, request)
             return answer.workflows, answer.next_page_token
 
-        rows = collect(fetch, limit)
-    show_list(settings, rows, key="name", table=lambda items: _show_rows(settings, items))
+        return collect(fetch, listing.limit)
+
+    show_listing(settings, listing, read, key="name", table=lambda items: _show_rows(settings, items))
 
 
 def _show_rows(settings: Settings, items: Sequence[Item]) -> None:
     columns = [
-        Column("NAME", lambda one: one["name"]),
+        Column("WORKFLOW", lambda one: one["name"]),
         Column("VERSION", lambda one: one["latest_version"]),
         Column("ACTIVE", lambda one: one["active"]),
         Column("TRIGGERS", lambda one: ", ".join(t["detail"] or t["kind"] for t in one["triggers"])),
-        Column("UPDATED", lambda one: local_time(one["update_time"])),
+        Column("UPDATED", lambda one: when(one["update_time"])),
         Column("DESCRIPTION", lambda one: one["description"]),
     ]
     empty = "no workflows yet; apply one with `taskforgectl workflow apply -f FILE`"
@@ -177,7 +182,7 @@ def _show_rows(settings: Settings, items: Sequence[Item]) -> None:
 
 
 @command.command("show")
-@click.argument("name")
+@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
 @click.option("--version", "number", type=click.IntRange(min=1), help="Show this version's source. Default: newest.")
 @click.option("--source", "source_only", is_flag=True, help="Print the YAML text and nothing else.")
 @click.pass_obj
@@ -212,12 +217,13 @@ def _show_whole(settings: Settings, item: Item) -> None:
 
 
 @command.command("versions")
-@click.argument("name")
-@limit_option
+@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
+@listing_options
 @click.pass_obj
-def versions(settings: Settings, name: str, limit: int) -> None:
+def versions(settings: Settings, name: str, listing: Listing) -> None:
     """List the versions of a workflow, newest first."""
-    with Connection(settings) as connection:
+
+    def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(WorkflowServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
@@ -227,15 +233,20 @@ def versions(settings: Settings, name: str, limit: int) -> None:
             answer = connection.ask(stub.ListWorkflowVersions, request)
             return answer.versions, answer.next_page_token
 
-        rows = collect(fetch, limit)
+        return collect(fetch, listing.limit)
+
     columns = [
         Column("VERSION", lambda one: one["number"]),
-        Column("APPLIED", lambda one: local_time(one["create_time"])),
+        Column("APPLIED", lambda one: when(one["create_time"])),
         Column("BY", lambda one: one["created_by"]),
         Column("CONTENT", lambda one: one["content_hash"][:12]),
     ]
-    show_list(
-        settings, rows, key="number", table=lambda items: show_table(settings, items, columns, empty="no versions")
+    show_listing(
+        settings,
+        listing,
+        read,
+        key="number",
+        table=tabled(settings, columns, empty="no versions"),
     )
 
 
@@ -243,7 +254,7 @@ def versions(settings: Settings, name: str, limit: int) -> None:
 
 
 @command.command("activate")
-@click.argument("name")
+@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
 @click.pass_obj
 def activate(settings: Settings, name: str) -> None:
     """Let a workflow's triggers start runs."""
@@ -251,7 +262,7 @@ def activate(settings: Settings, name: str) -> None:
 
 
 @command.command("deactivate")
-@click.argument("name")
+@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
 @click.pass_obj
 def deactivate(settings: Settings, name: str) -> None:
     """Stop a workflow's triggers. It can still be started by hand."""
@@ -268,7 +279,7 @@ def _set_active(settings: Settings, name: str, *, active: bool) -> None:
 
 
 @command.command("delete")
-@click.argument("name")
+@click.argument("name", metavar="WORKFLOW", type=WORKFLOW)
 @click.pass_obj
 def delete(settings: Settings, name: str) -> None:
     """Delete a workflow. Its runs and their history stay."""
