@@ -7,15 +7,25 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
-from taskforge.v1 import run_pb2
+from taskforge.v1 import event_service_pb2, run_pb2
 from taskforge.v1 import run_service_pb2 as pb
+from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 from taskforge.v1.run_service_pb2_grpc import RunServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import BROKEN, NotRunningError, RemoteError
 from taskforgectl.options import Settings
 
-__all__ = ["TERMINAL", "Interruption", "LogPortion", "Portion", "follow", "follow_logs"]
+__all__ = [
+    "TERMINAL",
+    "EventPortion",
+    "Interruption",
+    "LogPortion",
+    "Portion",
+    "follow",
+    "follow_events",
+    "follow_logs",
+]
 
 TERMINAL = frozenset(
     {
@@ -25,6 +35,8 @@ TERMINAL = frozenset(
         run_pb2.Run.STATE_CANCELLED,
     }
 )
+
+_SAFE = "the run is safe on disk; once the daemon is back"
 
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 2.0
@@ -41,6 +53,13 @@ class LogPortion(NamedTuple):
     """New entries of a log, oldest first, perhaps none."""
 
     entries: Sequence[run_pb2.LogEntry]
+
+
+class EventPortion(NamedTuple):
+    """New events, each with the cursor behind it, perhaps none, and the cursor behind everything seen so far."""
+
+    entries: Sequence[event_service_pb2.WatchEventsResponse.Entry]
+    cursor: str
 
 
 class Interruption(NamedTuple):
@@ -84,7 +103,7 @@ def follow(
             yield Portion((), run)
             yield None
 
-    return _unbroken(settings, attempt, reconnect_s, f"taskforgectl run watch {run_id}")
+    return _unbroken(settings, attempt, reconnect_s, lambda: f"{_SAFE}: taskforgectl run watch {run_id}")
 
 
 def follow_logs(
@@ -114,11 +133,42 @@ def follow_logs(
         if run.state in TERMINAL:  # a stream that ends in order has sent everything
             yield None
 
-    return _unbroken(settings, attempt, reconnect_s, f"taskforgectl run logs {run_id} --follow")
+    return _unbroken(settings, attempt, reconnect_s, lambda: f"{_SAFE}: taskforgectl run logs {run_id} --follow")
+
+
+def follow_events(
+    settings: Settings, wanted: event_service_pb2.EventFilter, *, after: str, reconnect_s: float
+) -> Generator[EventPortion | Interruption, None, None]:
+    """Yield events as they are decided, for ever. Parameters and errors are those of `follow`.
+
+    Args:
+        settings: where to connect.
+        wanted: which events.
+        after: the last cursor already seen; empty: from now on.
+        reconnect_s: how long a broken stream may stay broken.
+    """
+    seen = after
+
+    def attempt(connection: Connection) -> Generator[EventPortion | None, None, None]:
+        nonlocal seen
+        stub = connection.stub(EventServiceStub)
+        request = event_service_pb2.WatchEventsRequest(filter=wanted, after_cursor=seen)
+        with contextlib.closing(connection.stream(stub.WatchEvents, request)) as responses:
+            for response in responses:
+                seen = response.cursor
+                yield EventPortion(response.entries, seen)
+
+    def hint() -> str:
+        return f"once the daemon is back, go on with: taskforgectl event watch --after {seen}"
+
+    return _unbroken(settings, attempt, reconnect_s, hint)
 
 
 def _unbroken(
-    settings: Settings, attempt: Callable[[Connection], Generator[T | None, None, None]], reconnect_s: float, again: str
+    settings: Settings,
+    attempt: Callable[[Connection], Generator[T | None, None, None]],
+    reconnect_s: float,
+    hint: Callable[[], str],
 ) -> Generator[T | Interruption, None, None]:
     """Yield what streams bring, one after the other, until one says that all was seen.
 
@@ -126,7 +176,7 @@ def _unbroken(
         settings: where to connect.
         attempt: yields what one stream brings, from where the last one stopped; None says that this was all.
         reconnect_s: how long a broken stream may stay broken.
-        again: the command that goes on later.
+        hint: answers how to go on later.
     """
     broken_at: float | None = None
     pause_s = _PAUSE_MIN_S
@@ -148,13 +198,13 @@ def _unbroken(
         now = time.monotonic()
         broken_at = now if broken_at is None else broken_at
         if now - broken_at + pause_s > reconnect_s:
-            raise _lost(reason, reconnect_s, again)
+            raise _lost(reason, reconnect_s, hint())
         yield Interruption(reason)
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, _PAUSE_MAX_S)
 
 
-def _lost(reason: str, reconnect_s: float, again: str) -> RemoteError:
+def _lost(reason: str, reconnect_s: float, hint: str) -> RemoteError:
     error = RemoteError("UNAVAILABLE", f"lost the daemon for {reconnect_s:g} s: {reason}")
-    error.hint = f"the run is safe on disk; once the daemon is back: {again}"
+    error.hint = hint
     return error

@@ -16,6 +16,7 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "NotFoundError",
+    "OutOfRangeError",
     "PermissionDeniedError",
     "ResourceExhaustedError",
     "TaskforgeError",
@@ -81,6 +82,12 @@ class FailedPreconditionError(TaskforgeError):
     """The resource is in a state that does not allow this: change the state first, do not just retry."""
 
     reason = "FAILED_PRECONDITION"
+
+
+class OutOfRangeError(TaskforgeError):
+    """What was asked for lies before what is kept: begin where the metadata says."""
+
+    reason = "OUT_OF_RANGE"
 
 
 class ConflictError(TaskforgeError):

@@ -11,6 +11,7 @@ from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.diagnosis import Live
 from taskforged.control.doctor import Doctor
+from taskforged.control.event_watch import EventWatches
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
 from taskforged.control.health import Health
@@ -305,6 +306,7 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
         repeats=repeats,
         verifier=Verifier(store=store, workflows=workflows, views=views),
         events=events,
+        event_watches=EventWatches(store, base.feed, events),
         bus=reactions.bus,
         replays=Replays(
             store=store,

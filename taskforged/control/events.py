@@ -84,8 +84,11 @@ class Events:
 
     async def page(self, wanted: EventFilter, limit: int) -> Sequence[EventView]:
         """Answer up to `limit` events without headers, query and body."""
-        rows = await self._events.page(wanted, limit)
-        return [EventView(row, runs_of_verdicts(row.verdicts), await self._runs.id_of(row.run_no)) for row in rows]
+        return [await self.summary(row) for row in await self._events.page(wanted, limit)]
+
+    async def summary(self, row: EventRow) -> EventView:
+        """Answer an event for a list."""
+        return EventView(row, runs_of_verdicts(row.verdicts), await self._runs.id_of(row.run_no))
 
     async def explain(self, principal: Principal, event_id: str) -> EventStory:
         """Answer why an event did or did not start runs.

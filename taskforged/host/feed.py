@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
-__all__ = ["Feed", "Watch"]
+__all__ = ["EVENTS", "Feed", "Watch"]
+
+EVENTS = 0
+"""What those watch who watch events; numbers of runs begin at 1."""
 
 
 class Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from taskforge.v1 import event_service_pb2_grpc as grpc_base
 
 from taskforged.control.access import Access
 from taskforged.control.checks import invalid
+from taskforged.control.event_watch import EventWatches
 from taskforged.control.events import Events, EventView
 from taskforged.control.paging import decode_token, encode_token, page_size
 from taskforged.control.publishing import EventBus, Publication
@@ -30,8 +32,18 @@ SOURCES = ("webhook", "cron", "manual", "internal", "engine")
 class EventServicer(grpc_base.EventServiceServicer):
     """Check, call control, convert."""
 
-    def __init__(self, *, events: Events, bus: EventBus, replays: Replays, views: RunViews, access: Access) -> None:
+    def __init__(
+        self,
+        *,
+        events: Events,
+        watches: EventWatches,
+        bus: EventBus,
+        replays: Replays,
+        views: RunViews,
+        access: Access,
+    ) -> None:
         self._events = events
+        self._watches = watches
         self._bus = bus
         self._replays = replays
         self._views = views
@@ -51,6 +63,17 @@ class EventServicer(grpc_base.EventServiceServicer):
         page = found[:size]
         more = encode_token(page[-1].row.no, filters) if len(found) > size else ""
         return pb.ListEventsResponse(events=[self._message(one, whole=False) for one in page], next_page_token=more)
+
+    async def WatchEvents(self, request: pb.WatchEventsRequest, _: Any) -> AsyncIterator[pb.WatchEventsResponse]:
+        wanted = self._filter(request.filter)
+        if wanted.until:
+            raise invalid("filter.until", "cannot be given: a watch has no end")
+        async for portion in self._watches.watch(wanted, request.after_cursor):
+            entries = [
+                pb.WatchEventsResponse.Entry(cursor=cursor, event=self._message(view, whole=False))
+                for cursor, view in portion.entries
+            ]
+            yield pb.WatchEventsResponse(entries=entries, cursor=portion.cursor)
 
     async def ExplainEvent(self, request: pb.ExplainEventRequest, _: Any) -> pb.ExplainEventResponse:
         story = await self._events.explain(caller(), request.event_id)

@@ -70,6 +70,7 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}DeadLetterService/DiscardDeadLetters": Role.OPERATOR,
     f"{_V1}EventService/GetEvent": Role.VIEWER,
     f"{_V1}EventService/ListEvents": Role.VIEWER,
+    f"{_V1}EventService/WatchEvents": Role.VIEWER,
     f"{_V1}EventService/ExplainEvent": Role.VIEWER,
     f"{_V1}EventService/PublishEvent": Role.TRIGGER,
     f"{_V1}EventService/ReplayEvent": Role.OPERATOR,

@@ -37,6 +37,7 @@ from taskforge.v1 import (
 from taskforged.control.access import Access
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.doctor import Doctor
+from taskforged.control.event_watch import EventWatches
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
 from taskforged.control.ledger import Ledger
@@ -115,6 +116,7 @@ class Controls:
     repeats: Repeats
     verifier: Verifier
     events: Events
+    event_watches: EventWatches
     bus: EventBus
     replays: Replays
     triggers: Triggers
@@ -174,7 +176,14 @@ class RpcServer:
         reflection.enable_server_reflection(names, self._server)
 
     def _add_events(self, c: Controls) -> None:
-        events = EventServicer(events=c.events, bus=c.bus, replays=c.replays, views=c.views, access=c.access)
+        events = EventServicer(
+            events=c.events,
+            watches=c.event_watches,
+            bus=c.bus,
+            replays=c.replays,
+            views=c.views,
+            access=c.access,
+        )
         event_service_pb2_grpc.add_EventServiceServicer_to_server(events, self._server)
         triggers = TriggerServicer(triggers=c.triggers, ledger=c.ledger, events=c.events, access=c.access)
         trigger_service_pb2_grpc.add_TriggerServiceServicer_to_server(triggers, self._server)

@@ -127,11 +127,35 @@ class EventStore:
         sql, parameters = _list_query(wanted, limit)
         return [EventRow(*row) for row in await self._store.read(lambda c: c.execute(sql, parameters).fetchall())]
 
+    async def feed(self, wanted: EventFilter, after: int, until: int, limit: int) -> list[tuple[int, EventRow]]:
+        """Answer up to `limit` events at positions of the feed, in its order, without headers, query and body."""
+        sql, parameters = _feed_query(wanted, after, until, limit)
+        rows = await self._store.read(lambda c: c.execute(sql, parameters).fetchall())
+        return [(row[0], EventRow(*row[1:])) for row in rows]
+
 
 _HEAVY = {"headers": "''", "query": "''", "body": "x''"}
 
+_COLUMNS = ", ".join(_HEAVY.get(name, name) for name in EventRow._fields)
+
 
 def _list_query(wanted: EventFilter, limit: int) -> tuple[str, list[Any]]:
+    clauses, parameters = _clauses(wanted)
+    order = "" if wanted.oldest_first else " DESC"
+    sql = f"SELECT {_COLUMNS} FROM events WHERE {' AND '.join(clauses)} ORDER BY no{order} LIMIT ?"  # noqa: S608
+    return sql, [*parameters, limit]
+
+
+def _feed_query(wanted: EventFilter, after: int, until: int, limit: int) -> tuple[str, list[Any]]:
+    clauses, parameters = _clauses(wanted)
+    sql = (
+        f"SELECT position, {_COLUMNS} FROM event_feed CROSS JOIN events ON no = event_no "  # noqa: S608
+        f"WHERE position > ? AND position <= ? AND {' AND '.join(clauses)} ORDER BY position LIMIT ?"
+    )
+    return sql, [after, until, *parameters, limit]
+
+
+def _clauses(wanted: EventFilter) -> tuple[list[str], list[Any]]:
     clauses: list[str] = []
     parameters: list[Any] = []
 
@@ -153,10 +177,7 @@ def _list_query(wanted: EventFilter, limit: int) -> tuple[str, list[Any]]:
     for clause, value in _plain_clauses(wanted):
         if value:
             add(clause, value)
-    columns = ", ".join(_HEAVY.get(name, name) for name in EventRow._fields)
-    order = "" if wanted.oldest_first else " DESC"
-    sql = f"SELECT {columns} FROM events WHERE {' AND '.join(clauses)} ORDER BY no{order} LIMIT ?"  # noqa: S608
-    return sql, [*parameters, limit]
+    return clauses, parameters
 
 
 def _plain_clauses(wanted: EventFilter) -> list[tuple[str, Any]]:

@@ -45,6 +45,11 @@ class EventServiceStub:
                 request_serializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/taskforge.v1.EventService/WatchEvents',
+                request_serializer=taskforge_dot_v1_dot_event__service__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_event__service__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
         self.ExplainEvent = channel.unary_unary(
                 '/taskforge.v1.EventService/ExplainEvent',
                 request_serializer=taskforge_dot_v1_dot_event__service__pb2.ExplainEventRequest.SerializeToString,
@@ -80,6 +85,17 @@ class EventServiceServicer:
 
     def ListEvents(self, request, context):
         """ListEvents answers events, newest first. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """WatchEvents streams events that fit a filter, each once, in the order in which their triggers were asked, and goes on
+        with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
+        repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
+        disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
+        earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +147,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_event__service__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=taskforge_dot_v1_dot_event__service__pb2.WatchEventsRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_event__service__pb2.WatchEventsResponse.SerializeToString,
             ),
             'ExplainEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainEvent,
@@ -208,6 +229,33 @@ class EventService:
             '/taskforge.v1.EventService/ListEvents',
             taskforge_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
             taskforge_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/taskforge.v1.EventService/WatchEvents',
+            taskforge_dot_v1_dot_event__service__pb2.WatchEventsRequest.SerializeToString,
+            taskforge_dot_v1_dot_event__service__pb2.WatchEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

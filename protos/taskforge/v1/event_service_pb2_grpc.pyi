@@ -37,6 +37,13 @@ class EventServiceStub:
     """GetEvent answers one event with headers, body and verdicts, or NOT_FOUND. Needs role `viewer`."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]
     """ListEvents answers events, newest first. Needs role `viewer`."""
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_event_service_pb2.WatchEventsRequest, _event_service_pb2.WatchEventsResponse]
+    """WatchEvents streams events that fit a filter, each once, in the order in which their triggers were asked, and goes on
+    with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
+    repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
+    disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
+    earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+    """
     ExplainEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ExplainEventRequest, _event_service_pb2.ExplainEventResponse]
     """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
     clause was false, what became of the runs. Needs role `viewer`.
@@ -65,6 +72,13 @@ class EventServiceAsyncStub(EventServiceStub):
     """GetEvent answers one event with headers, body and verdicts, or NOT_FOUND. Needs role `viewer`."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]  # type: ignore[assignment]
     """ListEvents answers events, newest first. Needs role `viewer`."""
+    WatchEvents: _aio.UnaryStreamMultiCallable[_event_service_pb2.WatchEventsRequest, _event_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """WatchEvents streams events that fit a filter, each once, in the order in which their triggers were asked, and goes on
+    with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
+    repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
+    disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
+    earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+    """
     ExplainEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ExplainEventRequest, _event_service_pb2.ExplainEventResponse]  # type: ignore[assignment]
     """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
     clause was false, what became of the runs. Needs role `viewer`.
@@ -102,6 +116,19 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.ListEventsResponse, _abc.Awaitable[_event_service_pb2.ListEventsResponse]]:
         """ListEvents answers events, newest first. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _event_service_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_event_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_event_service_pb2.WatchEventsResponse]]:
+        """WatchEvents streams events that fit a filter, each once, in the order in which their triggers were asked, and goes on
+        with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
+        repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
+        disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
+        earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+        """
 
     @_abc_1.abstractmethod
     def ExplainEvent(

@@ -48,3 +48,8 @@ SELECT id, workflow_no FROM runs WHERE no = ?
 -- cause_of_run --
 SELECT r.id, r.workflow_no, e.id, e.type, e.source, e.run_no, r.namespace_no, e.namespace_no, r.parent_no
 FROM runs r LEFT JOIN events e ON e.no = r.event_no WHERE r.no = ?
+
+-- feed_bounds --
+-- The oldest position that is kept, and the newest that there ever was.
+SELECT coalesce((SELECT min(position) FROM event_feed), 0),
+  coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event_feed'), 0)
