@@ -14,7 +14,9 @@ from taskforge.v1 import event_pb2
 from taskforge.v1 import event_service_pb2 as pb
 from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 
-DEAF = "name: deaf\non: {any: {event: {type: 'order.*'}, if: 'event.body.n < 0'}}\nsteps: [{id: a, transform: {x: 1}}]\n"
+DEAF = (
+    "name: deaf\non: {any: {event: {type: 'order.*'}, if: 'event.body.n < 0'}}\nsteps: [{id: a, transform: {x: 1}}]\n"
+)
 EVENTS = 300
 KILLS = 3
 WATCHERS = 4
@@ -60,9 +62,7 @@ async def test_events_are_seen_once_and_in_order_across_kills(daemon, own):
         while len(seen[number]) < EVENTS:
             budget = random.randint(1, 60)
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.TimeoutError):
-                call = daemon.stub(EventServiceStub).WatchEvents(
-                    pb.WatchEventsRequest(after_cursor=cursor), timeout=30
-                )
+                call = daemon.stub(EventServiceStub).WatchEvents(pb.WatchEventsRequest(after_cursor=cursor), timeout=30)
                 try:
                     while budget > 0 and len(seen[number]) < EVENTS:
                         portion = await asyncio.wait_for(call.read(), 5)
