@@ -21,6 +21,9 @@ from taskforged.store.store import Store
 
 __all__ = ["Verdict", "Verifier"]
 
+_UNLIKE = (AttributeError, IllegalEventError, LookupError, TypeError, ValueError)
+"""What the engine raises over bodies that it has not written."""
+
 
 class Verdict(NamedTuple):
     """What a verification found."""
@@ -44,9 +47,16 @@ class Verifier:
     async def verify(self, principal: Principal, run_id: str) -> Verdict:
         """Prove that the history is unbroken, that the engine decides the same again, that the projection agrees."""
         row = await self._views.row(principal, run_id)
-        stored = await self._whole_history(row)
-        faults = [*_chain_faults(stored), *await self._replay_faults(row, stored)]
-        faults.extend(await self._projection_faults(row, stored))
+        try:
+            stored = await self._whole_history(row)
+        except ValueError as error:  # a kind that does not exist, a body that is no JSON
+            return Verdict(0, GENESIS, [f"an event cannot be read, it was changed after it was recorded: {error}"])
+        faults = _chain_faults(stored)
+        try:
+            faults.extend(await self._replay_faults(row, stored))
+            faults.extend(await self._projection_faults(row, stored))
+        except _UNLIKE as error:
+            faults.append(f"a recorded event is unlike any that the engine records: {error!r}")
         return Verdict(len(stored), stored[-1].hash if stored else GENESIS, faults)
 
     async def _whole_history(self, row: RunRow) -> list[StoredEvent]:
