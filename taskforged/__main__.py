@@ -40,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--home", type=Path, help="data folder (default ~/.taskforge, or TASKFORGE_HOME)")
     parser.add_argument("--config", type=Path, help="configuration file (default config.toml in the home)")
+    parser.add_argument(
+        "--forget-secrets",
+        action="store_true",
+        help="delete all secrets if the master key does not fit them: it is lost",
+    )
     parser.add_argument("--version", action="version", version=f"taskforged {__version__}")
     return parser
 
@@ -52,7 +57,7 @@ def main() -> None:
     except InvalidArgumentError as error:
         print(f"taskforged: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
         sys.exit(_EXIT_USAGE)
-    sys.exit(_run(config))
+    sys.exit(_run(config, forget_secrets=arguments.forget_secrets))
 
 
 def _limit_memory(mib: int) -> None:
@@ -66,13 +71,13 @@ def _limit_memory(mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, *, forget_secrets: bool) -> int:
     configure_logging(config("log", "level"), config("log", "format"))
     _limit_memory(config("limits", "memory_mib"))
     log = structlog.get_logger("taskforged")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(run_daemon(config, ServiceManager.take()))
+            return runner.run(run_daemon(config, ServiceManager.take(), forget_secrets=forget_secrets))
     except CorruptStoreError as error:
         log.critical("daemon.cannot_start", error=error.message, reason=error.reason)
         return _EXIT_CORRUPT

@@ -201,6 +201,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("limits", "pending_runs", 100_000, _integer(1, 10_000_000), "runs that wait for a slot, of all namespaces"),
     Setting("limits", "causal_depth", 16, _integer(1, 1000), "runs in a chain of events and runs before it is a loop"),
     Setting("limits", "disk_free_mib", 64, _integer(0, 1 << 30), "space that new work leaves free; 0: none"),
+    Setting("audit", "keep_days", 400, _integer(1, 36_500), "days for which the audit is kept"),
+    Setting(
+        "audit", "keep_rows", 1_000_000, _integer(1000, 1_000_000_000), "newest records of the audit that are kept"
+    ),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"), "least severity that is logged"),
     Setting("log", "format", "auto", _choice("auto", "json", "pretty"), "auto: pretty on a terminal, else JSON lines"),
     Setting("log", "file_mib", 16, _integer(0, 1 << 20), "size of taskforged.log before a new one begins; 0: any"),

@@ -8,12 +8,9 @@ their grace, the journal commits what is left, the database is checkpointed and 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import os
 import platform
-import secrets as random_source
 import signal
 import socket
 import sys
@@ -29,7 +26,8 @@ from taskforged.config import Config, is_loopback
 from taskforged.control.access import new_credential
 from taskforged.control.examinations import is_sqlite_mended, tzdata_version
 from taskforged.control.system import Info
-from taskforged.errors import CorruptStoreError, FailedPreconditionError, TaskforgeError
+from taskforged.errors import FailedPreconditionError, TaskforgeError
+from taskforged.keyring import find_keys
 from taskforged.logs import LogFile
 from taskforged.store.database import HomeLock
 from taskforged.store.sql import QUERIES
@@ -55,8 +53,16 @@ _STOP_S = 30.0
 class Daemon:
     """One daemon on one home."""
 
-    def __init__(self, config: Config, *, clock: Clock | None = None, manager: ServiceManager | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Clock | None = None,
+        manager: ServiceManager | None = None,
+        forget_secrets: bool = False,
+    ) -> None:
         self._config = config
+        self._forget_secrets = forget_secrets
         self._clock = clock or Clock()
         self._manager = manager or ServiceManager()
         self._stop = asyncio.Event()
@@ -123,7 +129,8 @@ class Daemon:
 
     async def _start(self, store: Store, stack: contextlib.AsyncExitStack) -> Parts:
         """Start everything; whatever was started is stopped again when something behind it fails."""
-        parts = build(self._config, self._clock, store, self.info, _read_master_key(self._config.master_key))
+        parts = build(self._config, self._clock, store, self.info, find_keys(self._config.master_key))
+        await parts.secrets.start(forget=self._forget_secrets)
         parts.pulse.start()
         stack.callback(parts.pulse.stop)
         await parts.access.start()
@@ -214,6 +221,8 @@ class Daemon:
             await asyncio.sleep(_HOUSEKEEPING_S)
             with contextlib.suppress(TaskforgeError):  # a full disk or a busy journal must not end the daemon
                 await parts.access.flush_last_used()
+                await parts.audit.flush()
+                await parts.audit.prune()
 
     async def _drain(self, parts: Parts, housekeeping: asyncio.Task[None]) -> None:
         _log.info("daemon.draining")
@@ -233,6 +242,7 @@ class Daemon:
         if not self._exit_code:
             with contextlib.suppress(TaskforgeError):
                 await parts.access.flush_last_used()
+                await parts.audit.flush()
 
 
 def _check_adopted(adopted: socket.socket, config: Config) -> None:
@@ -259,20 +269,13 @@ def _check_adopted(adopted: socket.socket, config: Config) -> None:
 
 
 def _prepare_home(config: Config) -> None:
-    """Make the home, its key and its token where they are missing; refuse one that others can read."""
+    """Make the home and its token where they are missing; refuse one that others can read."""
     os.umask(0o077)
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if config.home.stat().st_mode & 0o077:
         raise FailedPreconditionError(
             f"{config.home} is open to other users; close it with `chmod 700 {config.home}`", reason="HOME_NOT_PRIVATE"
         )
-    if not config.master_key.exists():
-        if config.database.exists():  # a new key would make every stored secret unreadable, silently
-            raise CorruptStoreError(
-                f"{config.master_key} is missing, but {config.database.name} is there: restore the key from a backup."
-                " If it is lost for good, put a new one there (32 random bytes in base64) and set all secrets again"
-            )
-        _write_private(config.master_key, base64.b64encode(random_source.token_bytes(32)) + b"\n")
     if not config.token.exists():
         _write_private(config.token, new_credential()[1].encode() + b"\n")
 
@@ -292,19 +295,9 @@ def _read_token(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _read_master_key(path: Path) -> bytes:
-    try:
-        key = base64.b64decode(path.read_text().strip(), validate=True)
-    except (binascii.Error, UnicodeDecodeError):
-        key = b""
-    if len(key) != 32:
-        raise CorruptStoreError(f"{path} does not hold 32 bytes in base64; restore it from your backup of the key")
-    return key
-
-
-async def run_daemon(config: Config, manager: ServiceManager) -> int:
+async def run_daemon(config: Config, manager: ServiceManager, *, forget_secrets: bool = False) -> int:
     """Run a daemon until SIGTERM or SIGINT; a second signal ends it at once."""
-    daemon = Daemon(config, manager=manager)
+    daemon = Daemon(config, manager=manager, forget_secrets=forget_secrets)
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:

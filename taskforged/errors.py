@@ -12,6 +12,7 @@ __all__ = [
     "AlreadyExistsError",
     "ConflictError",
     "CorruptStoreError",
+    "DeadlineError",
     "FailedPreconditionError",
     "InternalError",
     "InvalidArgumentError",
@@ -129,6 +130,12 @@ class UnavailableError(TaskforgeError):
     """The daemon cannot do this right now: retry the same request later."""
 
     reason = "UNAVAILABLE"
+
+
+class DeadlineError(TaskforgeError):
+    """It took longer than the caller, or the daemon for a caller without a deadline, would wait."""
+
+    reason = "DEADLINE_EXCEEDED"
 
 
 class CorruptStoreError(TaskforgeError):

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from taskforged.clock import Clock
 from taskforged.config import Config, is_loopback
 from taskforged.control.access import Access
+from taskforged.control.audit import Audit
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.diagnosis import Live
 from taskforged.control.doctor import Doctor
+from taskforged.control.doorman import Doorman
 from taskforged.control.event_watch import EventWatches
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
@@ -43,6 +45,7 @@ from taskforged.host.logbook import LogBook
 from taskforged.host.pulse import Pulse
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
+from taskforged.keyring import KeySource
 from taskforged.meters import DoorMeters
 from taskforged.rpc.server import Controls, RpcServer
 from taskforged.steps.base import StepExecutor
@@ -84,6 +87,8 @@ class Parts:
     consumer: EventConsumer
     executors: Sequence[StepExecutor]
     book: LogBook
+    secrets: Secrets
+    audit: Audit
     pulse: Pulse
 
 
@@ -98,6 +103,8 @@ class _Base:
     feed: Feed
     access: Access
     secrets: Secrets
+    audit: Audit
+    doorman: Doorman
     triggers: TriggerBook
     workflows: Workflows
     limits: Limits
@@ -132,9 +139,9 @@ class _Reactions:
     triggers: Triggers
 
 
-def build(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> Parts:
+def build(config: Config, clock: Clock, store: Store, info: Info, keys: KeySource) -> Parts:
     """Make everything on an open store; nothing is started."""
-    base = _build_base(config, clock, store, info, master_key)
+    base = _build_base(config, clock, store, info, keys)
     host = _build_host(base)
     reactions = _build_reactions(base, host)
     controls = _build_controls(base, host, reactions)
@@ -155,18 +162,23 @@ def build(config: Config, clock: Clock, store: Store, info: Info, master_key: by
         consumer=reactions.consumer,
         executors=host.executors,
         book=host.book,
+        secrets=base.secrets,
+        audit=base.audit,
         pulse=base.pulse,
     )
 
 
-def _build_base(config: Config, clock: Clock, store: Store, info: Info, master_key: bytes) -> _Base:
+def _build_base(config: Config, clock: Clock, store: Store, info: Info, keys: KeySource) -> _Base:
     access = Access(store, clock)
     triggers = TriggerBook(store, clock)
     pulse = Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall"))
     pressure = Pressure(config.home, free_mib=config("limits", "disk_free_mib"))
+    audit = Audit(store, clock, keep_days=config("audit", "keep_days"), keep_rows=config("audit", "keep_rows"))
     return _Base(
         *(config, clock, store, info, Feed(), access),
-        secrets=Secrets(store, clock, master_key),
+        secrets=Secrets(store, clock, keys),
+        audit=audit,
+        doorman=Doorman(audit),
         triggers=triggers,
         workflows=Workflows(store, clock, triggers, access.namespace_name),
         limits=Limits(pending_runs=config("limits", "pending_runs")),
@@ -320,6 +332,8 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
         triggers=reactions.triggers,
         ledger=Ledger(store=store, clock=clock, triggers=reactions.triggers, reactor=reactions.reactor),
         secrets=base.secrets,
+        audit=base.audit,
+        doorman=base.doorman,
         system=System(
             store=store, runner=runner, feed=base.feed, lateness=reactions.scheduler.lateness, info=base.info
         ),
@@ -375,7 +389,12 @@ def _build_http(
         body_max=config("http", "body_max"),
     )
     gateway = EventGateway(
-        access=base.access, bus=reactions.bus, events=controls.events, requests=host.namespaces.requests
+        access=base.access,
+        bus=reactions.bus,
+        events=controls.events,
+        requests=host.namespaces.requests,
+        audit=base.audit,
+        doorman=base.doorman,
     )
     limits = HttpLimits(
         body_bytes_max=config("http", "body_max"),

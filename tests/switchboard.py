@@ -23,7 +23,19 @@ from taskforge.v1 import event_pb2, run_pb2, token_pb2
 
 T = TypeVar("T")
 
-SERVICES = ("dead_letter", "event", "namespace", "queue", "run", "secret", "system", "token", "trigger", "workflow")
+SERVICES = (
+    "audit",
+    "dead_letter",
+    "event",
+    "namespace",
+    "queue",
+    "run",
+    "secret",
+    "system",
+    "token",
+    "trigger",
+    "workflow",
+)
 PENDING = "PENDING"
 _COUNTER = itertools.count(1)
 
@@ -104,7 +116,7 @@ class Board:
         if self._http is not None:
             await self._http.close()
 
-    async def __call__(self, method: str, *, bearer: str = "", **fields: Any) -> Any:
+    async def __call__(self, method: str, /, *, bearer: str = "", **fields: Any) -> Any:
         """Call a method; the namespace is this one unless it is given."""
         stub, message = METHODS[method]
         if "namespace" in message.DESCRIPTOR.fields_by_name and method != "CreateToken":

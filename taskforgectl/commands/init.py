@@ -109,6 +109,12 @@ _CONFIG = """\
 # Certificate authorities that are trusted besides the system's: the path of a file in PEM.
 # ca_file = ""
 
+[audit]
+# Days for which the audit is kept.
+# keep_days = 400
+# Newest records of the audit that are kept.
+# keep_rows = 1000000
+
 [log]
 # Least severity that is logged: debug, info, warning, error.
 # level = "info"

@@ -8,16 +8,19 @@ comparison decide a call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from taskforged.clock import Clock
+from taskforged.control.checks import REQUEST_ID_MAX, check_text
 from taskforged.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -27,6 +30,7 @@ from taskforged.errors import (
     UnauthenticatedError,
     Violation,
 )
+from taskforged.store.audit import about
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Store
 
@@ -38,6 +42,9 @@ _TOUCH_EVERY_US = 60_000_000
 """Last use is recorded to the minute: exact times would cost a write for every read."""
 
 _NO_HASH = bytes(32)
+"""The hash of nothing: SHA-256 of no known text."""
+
+GRACE_S_MAX = 30 * 86_400.0
 
 
 class Role(StrEnum):
@@ -74,16 +81,21 @@ class TokenRecord:
     expires_at: int | None = None
     last_used_at: int | None = None
     revoked_at: int | None = None
+    previous_hash: bytes | None = None
+    previous_until: int | None = None
+    rotated_at: int | None = None
+    rotate_request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who makes a call."""
+    """Who makes a call. `proof` is the hash of the secret that was shown: a token may have two for a while."""
 
     token_id: str
     name: str
     role: Role
     namespace_no: int | None
+    proof: bytes = b""
 
     @property
     def may_read(self) -> bool:
@@ -98,12 +110,35 @@ class Principal:
 def new_credential() -> tuple[str, str]:
     """Answer a fresh token id and the whole credential."""
     token_id = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz234567") for _ in range(12))
-    secret = "".join(secrets.choice(_ALPHABET) for _ in range(43))  # 43 * log2(62) = 256 bits
-    return token_id, f"tfk_{token_id}_{secret}"
+    return token_id, f"tfk_{token_id}_{_new_secret()}"
+
+
+def _new_secret() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(43))  # 43 * log2(62) = 256 bits
+
+
+def _principal(record: TokenRecord, proof: bytes) -> Principal:
+    return Principal(record.id, record.name, record.role, record.namespace_no, proof)
 
 
 def _hash(credential: str) -> bytes:
     return hashlib.sha256(credential.encode()).digest()
+
+
+def _proves(record: TokenRecord | None, digest: bytes, now: int) -> bool:
+    """Whether the hash of a credential is that of a token's secret, or of the one before while that still works."""
+    present = _NO_HASH if record is None else record.hash
+    in_grace = record is not None and (record.previous_until or 0) > now
+    previous = (record.previous_hash if record is not None and in_grace else None) or _NO_HASH
+    matches = (hmac.compare_digest(present, digest), hmac.compare_digest(previous, digest))
+    return any(matches)
+
+
+class _Stream(NamedTuple):
+    """Something that goes on in a token's name."""
+
+    principal: Principal
+    limit: asyncio.Timeout
 
 
 class Access:
@@ -116,7 +151,8 @@ class Access:
         self._touched: dict[str, int] = {}
         self._namespaces: dict[str, int] = {}
         self._names: dict[int, str] = {}
-        self._revoking = asyncio.Lock()
+        self._streams: dict[str, set[_Stream]] = {}
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         """Load tokens and namespaces."""
@@ -163,6 +199,7 @@ class Access:
             raise PermissionDeniedError(f"this token may not use namespace {name!r}", metadata={"namespace": name})
         if no is None:
             raise NotFoundError(f"there is no namespace {name!r}", metadata={"namespace": name})
+        about(namespace_no=no)
         return no
 
     # --- tokens ------------------------------------------------------------------------------------------------------
@@ -175,23 +212,53 @@ class Access:
         """
         match = _CREDENTIAL.fullmatch(credential)
         record = self._tokens.get(match[1]) if match else None
-        proven = hmac.compare_digest(_NO_HASH if record is None else record.hash, _hash(credential))
-        now = self._clock.now()
-        if record is None or not proven or record.revoked_at is not None or (record.expires_at or now + 1) <= now:
+        digest, now = _hash(credential), self._clock.now()
+        if not _proves(record, digest, now) or record is None or not self._is_live(record.id):
             raise UnauthenticatedError("the token is missing, wrong, expired or revoked")
         if now - (record.last_used_at or 0) > _TOUCH_EVERY_US:
             self._tokens[record.id] = replace(record, last_used_at=now)
             self._touched[record.id] = now
-        return Principal(record.id, record.name, record.role, record.namespace_no)
+        return _principal(record, digest)
 
-    def check_live(self, principal: Principal) -> None:
-        """Check again for a stream that outlives the check at its start.
+    @contextlib.asynccontextmanager
+    async def attend(self, principal: Principal) -> AsyncIterator[None]:
+        """End what is done inside, also while it waits, as soon as the token is revoked, expires or is rotated away.
 
         Raises:
-            UnauthenticatedError: the token has been revoked or has expired since.
+            UnauthenticatedError: that happened.
         """
-        if not self._is_live(principal.token_id):
-            raise UnauthenticatedError("the token has been revoked or has expired")
+        limit = asyncio.timeout_at(self._end_of(principal))
+        stream = _Stream(principal, limit)
+        streams = self._streams.setdefault(principal.token_id, set())
+        try:
+            async with limit:
+                streams.add(stream)
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise UnauthenticatedError("the token has been revoked, has expired or was rotated") from None
+        finally:
+            streams.discard(stream)
+            if not streams and self._streams.get(principal.token_id) is streams:
+                del self._streams[principal.token_id]
+
+    def _end_of(self, principal: Principal) -> float | None:
+        """Answer when, by the loop's clock, what was begun with a secret must end; None: never, as it looks now."""
+        now, loop_now = self._clock.now(), asyncio.get_running_loop().time()
+        record = self._tokens[principal.token_id]
+        if not self._is_live(record.id) or not _proves(record, principal.proof, now):
+            return loop_now
+        ends = [] if record.expires_at is None else [record.expires_at]
+        if principal.proof != record.hash:
+            ends.append(record.previous_until or 0)
+        return loop_now + (min(ends) - now) / 1_000_000 if ends else None
+
+    def _end_streams(self, token_id: str) -> None:
+        """A token has changed: see when what was begun with it must end."""
+        for stream in self._streams.get(token_id, ()):
+            if not stream.limit.expired():
+                stream.limit.reschedule(self._end_of(stream.principal))
 
     def reaches(self, token_id: str, namespace_no: int) -> bool:
         """Whether a token, alive or not, is one of all namespaces or of this one."""
@@ -203,7 +270,7 @@ class Access:
         record = self._tokens.get(token_id)
         if record is None or not self._is_live(token_id):
             return None
-        return Principal(record.id, record.name, record.role, record.namespace_no)
+        return _principal(record, record.hash)
 
     def _is_live(self, token_id: str) -> bool:
         record = self._tokens.get(token_id)
@@ -258,41 +325,83 @@ class Access:
             created_at=self._clock.now(),
             expires_at=expires_at,
         )
+        about("token", token_id, namespace_no=namespace_no)
         row = (record.no, token_id, name, role.value, namespace_no, record.hash, record.created_at, expires_at)
         await self._store.journal.execute(lambda c: c.execute(QUERIES["insert_token"], row))
         self._tokens[token_id] = record
         return record
 
-    def page(self, caller: Principal, *, before: int, limit: int) -> Sequence[TokenRecord]:
+    def page(self, caller: Principal, *, before: int, limit: int, live_only: bool = False) -> Sequence[TokenRecord]:
         """Answer up to `limit` tokens with numbers below `before` (0: all), newest first."""
         found = [t for t in self._tokens.values() if self._manages(caller, t) and (not before or t.no < before)]
+        found = [t for t in found if not live_only or self._is_live(t.id)]
         return sorted(found, key=lambda token: -token.no)[:limit]
 
     def _manages(self, caller: Principal, record: TokenRecord) -> bool:
         return caller.namespace_no is None or caller.namespace_no == record.namespace_no
 
+    def _managed(self, caller: Principal, token_id: str) -> TokenRecord:
+        record = self._tokens.get(token_id)
+        if record is None or not self._manages(caller, record):
+            raise NotFoundError(f"there is no token {token_id!r}", metadata={"token": token_id})
+        about("token", token_id, namespace_no=record.namespace_no)
+        return record
+
     async def revoke(self, caller: Principal, token_id: str) -> TokenRecord:
-        """End a token. Idempotent.
+        """End a token, and what is under way with it. Idempotent.
 
         Raises:
             NotFoundError: there is none, or not for this caller.
             FailedPreconditionError: it is the last administrator; nobody could make another.
         """
-        async with self._revoking:  # else the last two administrators could be revoked at once
-            return await self._revoke_alone(caller, token_id)
+        async with self._changing:  # else the last two administrators could be revoked at once
+            record = self._managed(caller, token_id)
+            if record.revoked_at is not None:
+                return record
+            if record.role is Role.ADMIN and record.namespace_no is None and self._is_last_admin(record):
+                raise FailedPreconditionError("this is the last administrator's token; create another one first")
+            now = self._clock.now()
+            await self._store.journal.execute(lambda c: _revoke(c, now, token_id))
+            self._tokens[token_id] = replace(self._tokens[token_id], revoked_at=now)
+            self._end_streams(token_id)
+            return self._tokens[token_id]
 
-    async def _revoke_alone(self, caller: Principal, token_id: str) -> TokenRecord:
-        record = self._tokens.get(token_id)
-        if record is None or not self._manages(caller, record):
-            raise NotFoundError(f"there is no token {token_id!r}", metadata={"token": token_id})
-        if record.revoked_at is not None:
-            return record
-        if record.role is Role.ADMIN and record.namespace_no is None and self._is_last_admin(record):
-            raise FailedPreconditionError("this is the last administrator's token; create another one first")
-        now = self._clock.now()
-        await self._store.journal.execute(lambda c: _revoke(c, now, token_id))
-        self._tokens[token_id] = replace(self._tokens[token_id], revoked_at=now)
-        return self._tokens[token_id]
+    async def rotate(
+        self, caller: Principal, token_id: str, *, grace_s: float, ttl_s: float | None, request_id: str
+    ) -> tuple[TokenRecord, str]:
+        """Replace a token's secret; answers the token and the whole new credential, which is not kept.
+
+        A repetition with the same request id replaces the secret that the first call made, and nothing else.
+
+        Raises:
+            NotFoundError: there is none, or not for this caller.
+            InvalidArgumentError: the grace or the ttl is out of bounds.
+            FailedPreconditionError: it is revoked or has expired.
+        """
+        _check_rotation(grace_s, ttl_s)
+        check_text("request_id", request_id, REQUEST_ID_MAX)
+        async with self._changing:
+            record = self._managed(caller, token_id)
+            if not self._is_live(token_id):
+                raise FailedPreconditionError(
+                    f"token {token_id} is revoked or has expired; create another one", metadata={"token": token_id}
+                )
+            now = self._clock.now()
+            credential = f"tfk_{token_id}_{_new_secret()}"
+            fresh = replace(record, hash=_hash(credential), rotated_at=now)
+            if not request_id or request_id != record.rotate_request:
+                fresh = replace(
+                    fresh,
+                    previous_hash=record.hash if grace_s else None,
+                    previous_until=now + round(grace_s * 1_000_000) if grace_s else None,
+                    expires_at=record.expires_at if ttl_s is None else now + round(ttl_s * 1_000_000),
+                    rotate_request=request_id,
+                )
+            row = (fresh.hash, fresh.previous_hash, fresh.previous_until, fresh.expires_at, now, request_id, token_id)
+            await self._store.journal.execute(lambda c: c.execute(QUERIES["rotate_token"], row))
+            self._tokens[token_id] = replace(fresh, last_used_at=self._tokens[token_id].last_used_at)
+            self._end_streams(token_id)
+            return self._tokens[token_id], credential
 
     def _is_last_admin(self, record: TokenRecord) -> bool:
         others = (token for token in self._tokens.values() if token.id != record.id)
@@ -303,10 +412,20 @@ def _revoke(connection: Connection, now: int, token_id: str) -> None:
     connection.execute(QUERIES["revoke_token"], (now, token_id))
 
 
+def _check_rotation(grace_s: float, ttl_s: float | None) -> None:
+    if not 0 <= grace_s <= GRACE_S_MAX:
+        raise InvalidArgumentError("grace must be at most 30 days", violations=[Violation("grace", "range")])
+    _check_ttl(ttl_s)
+
+
+def _check_ttl(ttl_s: float | None) -> None:
+    if ttl_s is not None and not 1 <= ttl_s <= 100 * 366 * 86_400:
+        raise InvalidArgumentError("ttl must be between 1 s and 100 years", violations=[Violation("ttl", "range")])
+
+
 def _check_token(name: str, ttl_s: float | None) -> None:
     if not name or len(name) > 63 or not name.isprintable():
         raise InvalidArgumentError(
             "name must have 1 to 63 printable characters", violations=[Violation("name", "length")]
         )
-    if ttl_s is not None and not 1 <= ttl_s <= 100 * 366 * 86_400:
-        raise InvalidArgumentError("ttl must be between 1 s and 100 years", violations=[Violation("ttl", "range")])
+    _check_ttl(ttl_s)

@@ -16,6 +16,7 @@ from taskforged.control.access import Principal
 from taskforged.control.checks import REASON_MAX, check_text, invalid
 from taskforged.control.views import RunView
 from taskforged.errors import NotFoundError, TaskforgeError
+from taskforged.store.audit import about
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Store
 
@@ -151,6 +152,7 @@ class DeadLetters:
             InvalidArgumentError: the selection is neither or both, or too large.
         """
         chosen, more = await self._select(principal, selection)
+        _tell(chosen)
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def settle(one: DeadLetterRow | Verdict) -> Verdict:
@@ -182,6 +184,7 @@ class DeadLetters:
         """
         check_text("reason", reason, REASON_MAX)
         chosen, more = await self._select(principal, selection)
+        _tell(chosen)
         letters = [one for one in chosen if isinstance(one, DeadLetterRow)]
         states = {one.run_no: one.state for one in letters}
         if not selection.dry_run and letters:
@@ -206,6 +209,15 @@ class DeadLetters:
             seen = row is not None and principal.sees(row.namespace_no)
             chosen.append(row if row and seen else Verdict(run_id, f"there is no dead letter of a run {run_id!r}"))
         return chosen, len(named) > limit
+
+
+def _tell(chosen: Sequence[DeadLetterRow | Verdict]) -> None:
+    """Tell the audit whose dead letters are settled."""
+    found = [one for one in chosen if isinstance(one, DeadLetterRow)]
+    namespaces = {one.namespace_no for one in found}
+    about("run", f"{found[0].run_id}+{len(found) - 1}" if len(found) > 1 else found[0].run_id if found else "")
+    if len(namespaces) == 1:
+        about(namespace_no=namespaces.pop())
 
 
 def _check(selection: Selection) -> int:

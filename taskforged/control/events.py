@@ -10,6 +10,7 @@ from taskforged.control.workflows import Workflows
 from taskforged.engine.model import Json
 from taskforged.errors import NotFoundError
 from taskforged.jsonvalue import load_stored, to_text
+from taskforged.store.audit import about
 from taskforged.store.events import EventFilter, EventRow, EventStore
 from taskforged.store.runs import RunRow, RunStore
 from taskforged.store.store import Store
@@ -66,6 +67,7 @@ class Events:
         row = await self._events.by_id(event_id)
         if row is None or not principal.sees(row.namespace_no):
             raise NotFoundError(f"there is no event {event_id!r}", metadata={"event": event_id})
+        about(namespace_no=row.namespace_no)
         return row
 
     async def get(self, principal: Principal, event_id: str) -> EventView:

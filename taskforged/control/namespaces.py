@@ -24,6 +24,7 @@ from taskforged.errors import (
 )
 from taskforged.host.limits import Limits, NamespaceLimits
 from taskforged.jsonvalue import load_stored, to_text
+from taskforged.store.audit import about
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Row, Store
 
@@ -219,6 +220,7 @@ class Namespaces:
         async with self._changing:
             known = self._by_name.get(name)
             record = _changed(known or self._new(name), change)
+            about(namespace_no=record.no)
             if record != known:
                 row: Row = (record.no, name, record.created_at, to_text(dict(record.labels)), *record[4:])
                 await self._store.journal.execute(lambda c: _save(c, row))
@@ -245,6 +247,7 @@ class Namespaces:
             known = self._by_name.get(name)
             if known is None:
                 raise NotFoundError(f"there is no namespace {name!r}", metadata={"namespace": name})
+            about(namespace_no=known.no)
             if name == "default":
                 raise FailedPreconditionError("the namespace 'default' cannot be deleted")
             now = self._clock.now()

@@ -22,6 +22,7 @@ from taskforged.engine.model import Json
 from taskforged.errors import AlreadyExistsError, ConflictError, TaskforgeError
 from taskforged.jsonvalue import canonical, parse_json, to_text
 from taskforged.language.kinds import event_type_fault
+from taskforged.store.audit import about
 from taskforged.store.events import CLOUD_EVENTS, REQUESTS, EventRow, EventStore, insert_event
 from taskforged.store.rows import internal_event
 from taskforged.store.sql import QUERIES
@@ -118,6 +119,7 @@ class EventBus:
         return row._replace(origin=wanted.origin, delivery_id=wanted.foreign_id)
 
     async def _store_once(self, row: EventRow, place: str, key: bytes | None, request_id: str) -> EventRow:
+        about("event", row.id)
         try:
             await self._store.journal.execute(lambda c: insert_event(c, row, key, place))
         except ConflictError:

@@ -31,6 +31,7 @@ from taskforged.host.limits import PRIORITY_MAX
 from taskforged.host.runner import PreparedRun, Runner
 from taskforged.jsonvalue import canonical, parse_json
 from taskforged.language.definition import Definition
+from taskforged.store.audit import about
 from taskforged.store.changes import Home, NewRun
 from taskforged.store.runs import RunRow, RunStore
 from taskforged.store.store import Store
@@ -104,6 +105,7 @@ class Runs:
             raise InvalidArgumentError(f"wait {message}", violations=[Violation("wait", message)])
         try:
             prepared = await self._prepare(principal, namespace_no, request)
+            about("run", prepared.run.run_id)
             await self._starter.create([prepared])
         except TaskforgeError as error:
             # Whoever repeats a call gets what it has started, whatever has become of limits and contracts since then.
@@ -139,6 +141,7 @@ class Runs:
         except BaseException:
             self._starter.discard(prepared)
             raise
+        about("run", f"{prepared[0].run.run_id}+{len(prepared) - 1}")
         await self._starter.create(prepared)
         return [one.run.run_id for one in prepared]
 

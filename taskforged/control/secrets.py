@@ -6,11 +6,12 @@ authenticated with it, so that a ciphertext copied to another row, or given othe
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import hmac
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -19,22 +20,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from taskforged.clock import Clock
 from taskforged.errors import CorruptStoreError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.jsonvalue import load_stored, to_text
+from taskforged.keyring import KeySource, key_id
 from taskforged.steps.base import SecretValue
 from taskforged.steps.hosts import normal_pattern
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Row, Store
 
-__all__ = ["SecretRecord", "Secrets", "key_id"]
+__all__ = ["Rotated", "SecretRecord", "Secrets"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 VALUE_MAX = 64 * 1024
 HOSTS_MAX = 50
 _CACHED_MAX = 1000
-
-
-def key_id(key: bytes) -> str:
-    """Answer a key's fingerprint: it tells keys apart, and nothing of the key."""
-    return hmac.digest(key, b"taskforge master key", hashlib.sha256).hex()[:16]
 
 
 class SecretRecord(NamedTuple):
@@ -55,23 +52,123 @@ class _Sealed(NamedTuple):
     nonce: bytes
     ciphertext: bytes
     hosts: tuple[str, ...]
+    key_id: str
 
     @classmethod
     def from_row(cls, row: Row) -> _Sealed:
-        return cls(row[0], row[1], row[2], _hosts_of(row[3]))
+        return cls(row[0], row[1], row[2], _hosts_of(row[3]), row[4])
+
+
+class Rotated(NamedTuple):
+    """What a rotation of the master key has done."""
+
+    key_id: str
+    previous_key_id: str
+    total: int
 
 
 class Secrets:
     """The secrets of all namespaces."""
 
-    def __init__(self, store: Store, clock: Clock, key: bytes) -> None:
-        """Create the keeper with the 32 bytes of the master key."""
+    def __init__(self, store: Store, clock: Clock, keys: KeySource) -> None:
+        """Create the keeper; it can be used when it has been started."""
         self._store = store
         self._clock = clock
-        self._cipher = AESGCM(key)
-        self._key_id = key_id(key)
+        self._keys = keys
+        self._ciphers: dict[str, AESGCM] = {}
+        self._key_id = ""
         self._sealed: dict[tuple[int, str], _Sealed] = {}
         self._generation = 0
+        self._writing = asyncio.Lock()
+
+    # --- the master key ----------------------------------------------------------------------------------------------
+
+    async def start(self, *, forget: bool = False) -> None:
+        """Find out which key the secrets are encrypted with, and go over to the one that is wanted.
+
+        Args:
+            forget: delete all secrets when none of the keys fits.
+
+        Raises:
+            CorruptStoreError: none of the keys fits. Nothing was changed.
+        """
+        known = await self._store.value("master_key")
+        wanted, other = self._keys.key, self._keys.other
+        is_new = known is None and not await self._holds_any()
+        if wanted is None and self._keys.file is not None and (is_new or (forget and self._keys.other is None)):
+            self._keys = self._keys.create()
+            wanted = self._keys.key
+        if wanted is not None and await self._fits(wanted, known):
+            await self._use(wanted, record=known is None)
+        elif other is not None and await self._fits(other, known):
+            await self._change_key(other, wanted if self._keys.file is None else None)
+        elif wanted is not None and (forget or not await self._holds_any()):
+            await self._store.journal.execute(lambda c: _start_afresh(c, key_id(wanted), self._clock.now()))
+            await self._use(wanted, record=False)
+        else:
+            raise _wrong_key(self._keys, known)
+
+    async def _holds_any(self) -> bool:
+        return await self._store.value("any_secret") is not None
+
+    async def _fits(self, key: bytes, known: str | None) -> bool:
+        """Whether the secrets are encrypted with a key; before keys had ids only trying told."""
+        if known is not None:
+            return hmac.compare_digest(key_id(key), known)
+        row = await self._store.row("any_secret")
+        if row is None:
+            return True
+        sealed = _Sealed.from_row(row[2:])
+        try:
+            AESGCM(key).decrypt(sealed.nonce, sealed.ciphertext, _bound_to(row[0], row[1], sealed.version, ()))
+        except InvalidTag:
+            return False
+        return True
+
+    async def _use(self, key: bytes, *, record: bool) -> None:
+        ident = key_id(key)
+        if record:
+            await self._store.journal.execute(lambda c: _record_key(c, ident, self._clock.now()))
+        self._ciphers, self._key_id = {ident: AESGCM(key)}, ident
+        self._sealed.clear()
+        self._generation += 1
+        keys, self._keys = self._keys, replace(self._keys, file=None)  # no other rotation before this one is whole
+        self._keys = keys.adopt(key)
+
+    async def _change_key(self, present: bytes, wanted: bytes | None) -> int:
+        """Encrypt all secrets with another key, or only record the present one."""
+        key = present if wanted is None else wanted
+        cipher, fresh, ident = AESGCM(present), AESGCM(key), key_id(key)
+        self._ciphers[ident] = fresh  # whoever reads a row right after the commit finds its key
+
+        def change(connection: Connection) -> int:
+            rows = connection.execute(QUERIES["all_secrets"]).fetchall() if wanted is not None else []
+            connection.executemany(QUERIES["reseal_secret"], [_resealed(row, cipher, fresh, ident) for row in rows])
+            _record_key(connection, ident, self._clock.now())
+            return len(rows)
+
+        count = await self._store.journal.execute(change)
+        await self._use(key, record=False)
+        return count
+
+    async def rotate_key(self) -> Rotated:
+        """Make a new master key and encrypt all secrets with it.
+
+        The new key lies on disk before anything is encrypted with it, and takes the old one's place after all is, in
+        one transaction. Whatever lies there after a crash in between, the database knows which of both it is.
+
+        Raises:
+            FailedPreconditionError: the key comes from outside.
+            CorruptStoreError: a secret cannot be decrypted with the present key.
+        """
+        async with self._writing:
+            previous = self._key_id
+            present, fresh = await asyncio.to_thread(self._keys.prepare)
+            self._keys = replace(self._keys, other=fresh)
+            count = await self._change_key(present, fresh)
+            return Rotated(self._key_id, previous, count)
+
+    # --- secrets -----------------------------------------------------------------------------------------------------
 
     async def set(
         self, namespace_no: int, name: str, value: str, *, hosts: Sequence[str] | None = None
@@ -84,7 +181,8 @@ class Secrets:
         _check(name, value)
         normal = None if hosts is None else _normal_hosts(hosts)
         now = self._clock.now()
-        record = await self._store.journal.execute(lambda c: self._save(c, namespace_no, name, value, normal, now))
+        async with self._writing:  # not while the master key changes
+            record = await self._store.journal.execute(lambda c: self._save(c, namespace_no, name, value, normal, now))
         self._forget(namespace_no, name)
         return record
 
@@ -92,12 +190,14 @@ class Secrets:
         self, connection: Connection, namespace_no: int, name: str, value: str, hosts: tuple[str, ...] | None, now: int
     ) -> SecretRecord:
         row = connection.execute(QUERIES["secret"], (namespace_no, name)).fetchone()
-        known, created_at = (None, now) if row is None else (_Sealed.from_row(row), row[4])
+        known, created_at = (None, now) if row is None else (_Sealed.from_row(row), row[5])
         version = 1 if known is None else known.version + 1
         if hosts is None:
             hosts = () if known is None else known.hosts
         nonce = os.urandom(12)
-        sealed = self._cipher.encrypt(nonce, value.encode(), _bound_to(namespace_no, name, version, hosts))
+        sealed = self._ciphers[self._key_id].encrypt(
+            nonce, value.encode(), _bound_to(namespace_no, name, version, hosts)
+        )
         place = (namespace_no, name, version, nonce, sealed, created_at, now, to_text(hosts), self._key_id)
         connection.execute(QUERIES["save_secret"], place)
         return SecretRecord(name, version, created_at, now, hosts, self._key_id)
@@ -114,15 +214,14 @@ class Secrets:
             CorruptStoreError: it was encrypted with another master key, or tampered with.
         """
         key = (namespace_no, name)
-        sealed = self._sealed.get(key)
-        if sealed is None:
+        sealed = self._sealed.get(key) or await self._fetch(key)
+        if sealed.key_id not in self._ciphers:  # read before the master key changed
             sealed = await self._fetch(key)
         try:
-            bound = _bound_to(namespace_no, name, sealed.version, sealed.hosts)
-            return SecretValue(self._cipher.decrypt(sealed.nonce, sealed.ciphertext, bound).decode(), sealed.hosts)
-        except InvalidTag:
+            return SecretValue(_open(self._ciphers[sealed.key_id], key, sealed).decode(), sealed.hosts)
+        except (InvalidTag, KeyError):
             raise CorruptStoreError(
-                f"the secret {name} cannot be decrypted: the master key has changed or the row was tampered with;"
+                f"the secret {name} cannot be decrypted: its row was tampered with;"
                 f" set it again with `taskforgectl secret set {name}`"
             ) from None
 
@@ -153,14 +252,51 @@ class Secrets:
         Raises:
             NotFoundError: it is not set.
         """
-        gone = await self._store.journal.execute(lambda c: _delete(c, namespace_no, name))
+        await self._store.journal.execute(lambda c: _delete(c, namespace_no, name))
         self._forget(namespace_no, name)
-        if not gone:
-            raise NotFoundError(f"the secret {name} is not set", metadata={"secret": name})
 
 
-def _delete(connection: Connection, namespace_no: int, name: str) -> int:
-    return connection.execute(QUERIES["delete_secret"], (namespace_no, name)).rowcount
+def _delete(connection: Connection, namespace_no: int, name: str) -> None:
+    if not connection.execute(QUERIES["delete_secret"], (namespace_no, name)).rowcount:
+        raise NotFoundError(f"the secret {name} is not set", metadata={"secret": name})
+
+
+def _open(cipher: AESGCM, key: tuple[int, str], sealed: _Sealed) -> bytes:
+    return cipher.decrypt(sealed.nonce, sealed.ciphertext, _bound_to(*key, sealed.version, sealed.hosts))
+
+
+def _resealed(row: Row, present: AESGCM, fresh: AESGCM, ident: str) -> Row:
+    """Answer a row of `all_secrets` encrypted anew."""
+    key, sealed = (row[0], row[1]), _Sealed.from_row(row[2:])
+    try:
+        value = _open(present, key, sealed)
+    except InvalidTag:
+        raise CorruptStoreError(
+            f"the secret {key[1]} cannot be decrypted: its row was tampered with; set it again or delete it first"
+        ) from None
+    nonce = os.urandom(12)
+    return nonce, fresh.encrypt(nonce, value, _bound_to(*key, sealed.version, sealed.hosts)), ident, *key
+
+
+def _record_key(connection: Connection, ident: str, now: int) -> None:
+    connection.execute(QUERIES["record_master_key"], (ident, now))
+    connection.execute(QUERIES["name_first_key"], (ident,))
+
+
+def _start_afresh(connection: Connection, ident: str, now: int) -> None:
+    connection.execute(QUERIES["forget_secrets"])
+    _record_key(connection, ident, now)
+
+
+def _wrong_key(keys: KeySource, known: str | None) -> CorruptStoreError:
+    wanted = f"the key {known}" if known else "another key"
+    found = "is missing" if keys.key is None else f"is the key {key_id(keys.key)}"
+    return CorruptStoreError(
+        f"the secrets are encrypted with {wanted}, and {keys.place} {found}: restore it from your backup."
+        " If it is lost for good, start once with `taskforged --forget-secrets`; that deletes all secrets",
+        reason="WRONG_MASTER_KEY",
+        metadata={"key_id": known or ""},
+    )
 
 
 def _bound_to(namespace_no: int, name: str, version: int, hosts: tuple[str, ...]) -> bytes:

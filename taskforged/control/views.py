@@ -18,6 +18,7 @@ from taskforged.errors import (
     Violation,
 )
 from taskforged.host.feed import Feed
+from taskforged.store.audit import about
 from taskforged.store.changes import StoredEvent
 from taskforged.store.events import EventStore
 from taskforged.store.runs import LoadedRun, RunFilter, RunRow, RunStore
@@ -77,6 +78,7 @@ class RunViews:
         loaded = await self._runs.load_by_id(run_id)
         if loaded is None or not principal.sees(loaded.row.namespace_no):
             raise NotFoundError(f"there is no run {run_id!r}", metadata={"run": run_id})
+        about(namespace_no=loaded.row.namespace_no)
         return loaded
 
     async def row(self, principal: Principal, run_id: str) -> RunRow:
@@ -84,6 +86,7 @@ class RunViews:
         row = await self._runs.by_id(run_id)
         if row is None or not principal.sees(row.namespace_no):
             raise NotFoundError(f"there is no run {run_id!r}", metadata={"run": run_id})
+        about(namespace_no=row.namespace_no)
         return row
 
     async def _view(self, loaded: LoadedRun) -> RunView:

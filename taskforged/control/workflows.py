@@ -28,6 +28,7 @@ from taskforged.errors import (
 from taskforged.jsonvalue import load_stored, to_text
 from taskforged.language import compile_definition
 from taskforged.language.definition import Definition
+from taskforged.store.audit import about
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Store
 
@@ -212,6 +213,7 @@ class Workflows:
             InvalidArgumentError: it is not valid; nothing is stored.
         """
         definition = compile_definition(source)
+        about("workflow", definition.name)
         self._check_surroundings(namespace_no, definition)
         async with self.changing:  # so that two equal definitions at once make one version
             known = self._by_name.get((namespace_no, definition.name))

@@ -60,6 +60,8 @@ from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
 from taskforged.host.run_meters import NAMES, RunMeters
 from taskforged.steps.base import Log, Outcome, SecretLookup, SecretValue, StepExecutor, Succeeded, Task
+from taskforged.store.audit import Entry as AuditEntry
+from taskforged.store.audit import taken
 from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
 from taskforged.store.journal import Write
 from taskforged.store.runs import RunStore
@@ -111,10 +113,11 @@ class Logs(Protocol):
 
 
 class _Letter(NamedTuple):
-    """A fact on its way to a run; `receipt` is done when it is on disk or refused."""
+    """A fact on its way to a run; `receipt` is done when it is on disk or refused, `audit` tells who sent it."""
 
     fact: Fact
     receipt: asyncio.Future[None] | None
+    audit: AuditEntry | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -429,7 +432,11 @@ class Runner:
             UnavailableError, ResourceExhaustedError: it could not be written.
         """
         receipt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._post(no, _Letter(fact if fact is not None else _Nothing, receipt))
+        audit = None if fact is None else taken()
+        if audit is not None:
+            audit.take()
+            receipt.add_done_callback(audit.settle)
+        self._post(no, _Letter(fact if fact is not None else _Nothing, receipt, audit))
         await receipt
 
     async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
@@ -531,6 +538,9 @@ class Runner:
                 self._write(entry, step)
                 return
             entry.committing = False
+            for letter in step.taken:
+                if letter.audit is not None:
+                    letter.audit.give_back()  # nothing is written for it
             self._acknowledge(step.taken)
             if not entry.mailbox:
                 self._settle_entry(entry)
@@ -549,7 +559,8 @@ class Runner:
 
     def _write(self, entry: _Entry, step: _Step) -> None:
         change = self._change(entry, step, None)
-        future = self._store.journal.submit(Write[None](changes=[change]))
+        audit = [letter.audit.row() for letter in step.taken if letter.audit is not None]
+        future = self._store.journal.submit(Write[None](changes=[change], audit=audit))
         future.add_done_callback(lambda done: self._on_commit(entry, step, change, done))
 
     # --- one step forward --------------------------------------------------------------------------------------------

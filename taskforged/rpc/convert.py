@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from taskforge.v1 import (
+    audit_pb2,
     dead_letter_pb2,
     namespace_pb2,
     queue_pb2,
@@ -17,6 +18,7 @@ from taskforge.v1 import (
 )
 
 from taskforged.control.access import Access, TokenRecord
+from taskforged.control.audit import AuditRecord
 from taskforged.control.dead_letters import DeadLetterRow
 from taskforged.control.namespaces import NamespaceView
 from taskforged.control.queues import QueueView
@@ -34,6 +36,7 @@ from taskforged.store.changes import StoredEvent
 from taskforged.store.runs import RunRow
 
 __all__ = [
+    "audit_to_proto",
     "dead_letter_to_proto",
     "history_to_proto",
     "micros",
@@ -310,6 +313,29 @@ def token_to_proto(token: TokenRecord, access: Access) -> token_pb2.Token:
         expire_time=stamp(token.expires_at),
         last_use_time=stamp(token.last_used_at),
         revoke_time=stamp(token.revoked_at),
+        rotate_time=stamp(token.rotated_at),
+        previous_until=stamp(token.previous_until),
+    )
+
+
+def audit_to_proto(record: AuditRecord, access: Access) -> audit_pb2.AuditRecord:
+    """Answer a record of the audit."""
+    row = record.row
+    return audit_pb2.AuditRecord(
+        sequence=record.no,
+        time=stamp(row.at),
+        token_id=row.token_id,
+        token_name=row.token_name,
+        role=row.role,
+        remote=row.remote,
+        method=row.method,
+        namespace="" if row.namespace_no is None else access.namespace_name(row.namespace_no),
+        resource_type=row.resource_type,
+        resource=row.resource,
+        outcome=row.outcome,
+        message=row.message,
+        request_id=row.request_id,
+        count=row.times,
     )
 
 

@@ -11,6 +11,7 @@ from taskforged.errors import (
     AlreadyExistsError,
     ConflictError,
     CorruptStoreError,
+    DeadlineError,
     FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
@@ -37,6 +38,7 @@ CODES: dict[type[TaskforgeError], grpc.StatusCode] = {
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     CorruptStoreError: grpc.StatusCode.DATA_LOSS,
     InternalError: grpc.StatusCode.INTERNAL,
 }

@@ -8,27 +8,33 @@ reaches a client. Bugs are logged with their trace and answered as INTERNAL.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
 from google.protobuf.message import Message
 
 from taskforged.control.access import GRANTS, Access, Principal, Role
+from taskforged.control.audit import Audit
+from taskforged.control.doorman import Doorman
 from taskforged.control.namespaces import RequestLimits
 from taskforged.errors import (
+    DeadlineError,
     InternalError,
     PermissionDeniedError,
     TaskforgeError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from taskforged.meters import DoorMeters
+from taskforged.rpc.auditing import begin, peer
 from taskforged.rpc.errors import to_status
 from taskforged.rpc.metering import metered_stream, metered_unary
 
-__all__ = ["NEEDS", "OPEN", "WHOLE", "Guard", "caller"]
+__all__ = ["LONG", "MUTATIONS", "NEEDS", "OPEN", "READS", "WHOLE", "Guard", "caller"]
 
 _log = structlog.get_logger(__name__)
 
@@ -94,10 +100,13 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}NamespaceService/DeleteNamespace": Role.ADMIN,
     f"{_V1}TokenService/CreateToken": Role.ADMIN,
     f"{_V1}TokenService/ListTokens": Role.ADMIN,
+    f"{_V1}TokenService/RotateToken": Role.ADMIN,
     f"{_V1}TokenService/RevokeToken": Role.ADMIN,
     f"{_V1}SecretService/SetSecret": Role.OPERATOR,
     f"{_V1}SecretService/ListSecrets": Role.OPERATOR,
     f"{_V1}SecretService/DeleteSecret": Role.OPERATOR,
+    f"{_V1}SecretService/RotateMasterKey": Role.ADMIN,
+    f"{_V1}AuditService/ListAuditRecords": Role.ADMIN,
     f"{_V1}SystemService/GetInfo": None,
     f"{_V1}SystemService/GetStats": Role.VIEWER,
     f"{_V1}SystemService/GetConfig": Role.ADMIN,
@@ -123,21 +132,51 @@ WHOLE = frozenset(
         "NamespaceService/SetNamespace",
         "NamespaceService/DeleteNamespace",
         "TokenService/CreateToken",
+        "TokenService/RotateToken",
         "TokenService/RevokeToken",
         "SecretService/SetSecret",
         "SecretService/DeleteSecret",
+        "SecretService/RotateMasterKey",
     )
 )
 """Mutations that change memory after their commit. A caller that goes away between the two must not leave, say, a
 revoked token alive, so they run to their end in a task of their own. Runs are created and steered safely without."""
 
-_UNCOUNTED = tuple(f"{_V1}{name}/" for name in ("SystemService", "TokenService", "NamespaceService", "QueueService"))
+READS = frozenset(
+    f"{_V1}{name}"
+    for name in (
+        "TokenService/ListTokens",
+        "SecretService/ListSecrets",
+        "AuditService/ListAuditRecords",
+        "SystemService/GetConfig",
+        "SystemService/Diagnose",
+    )
+)
+"""What changes nothing though it is not for viewers."""
+
+MUTATIONS = frozenset(name for name, need in NEEDS.items() if need not in {None, Role.VIEWER}) - READS
+"""What the audit records: whatever is not known to be a read."""
+
+DEADLINE_S = 30.0
+"""How long a unary call may take whose caller sets no deadline, besides the time that it asks to wait."""
+
+_TOO_LONG = f"it took longer than {DEADLINE_S:g} s; set a deadline to wait longer"
+
+LONG: frozenset[str] = frozenset()
+"""Unary calls that may take long and end by themselves: no deadline but the caller's."""
+
+_UNCOUNTED = tuple(
+    f"{_V1}{name}/" for name in ("SystemService", "TokenService", "NamespaceService", "QueueService", "AuditService")
+)
 """Services with which whoever keeps all namespaces mends one, however many requests it makes."""
 
 _caller: ContextVar[Principal] = ContextVar("caller")
 
 Handler = Any
 """grpc's RpcMethodHandler, which its stubs leave untyped."""
+
+Unary: TypeAlias = Callable[[Any, Any], Awaitable[Message]]
+Work: TypeAlias = Callable[[Principal, Any, Any], Awaitable[Message]]
 
 
 def caller() -> Principal:
@@ -148,9 +187,13 @@ def caller() -> Principal:
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic only in its stubs
     """The one interceptor. Wrapped handlers are made once per method."""
 
-    def __init__(self, access: Access, requests: RequestLimits, meters: DoorMeters) -> None:
+    def __init__(
+        self, access: Access, requests: RequestLimits, audit: Audit, doorman: Doorman, meters: DoorMeters
+    ) -> None:
         self._access = access
         self._requests = requests
+        self._audit = audit
+        self._doorman = doorman
         self._meters = meters
         self._wrapped: dict[str, Handler] = {}
         self.draining = False
@@ -169,7 +212,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        make = {
+        make: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
             (False, False): (grpc.unary_unary_rpc_method_handler, self._unary, handler.unary_unary),
             (False, True): (grpc.unary_stream_rpc_method_handler, self._stream, handler.unary_stream),
             (True, True): (grpc.stream_stream_rpc_method_handler, self._stream, handler.stream_stream),
@@ -181,32 +224,54 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             response_serializer=handler.response_serializer,
         )
 
-    def _unary(self, method: str, inner: Callable[..., Awaitable[Message]]) -> Callable[..., Awaitable[Message]]:
+    def _unary(self, method: str, inner: Unary) -> Unary:
+        work = self._audited(method, inner) if method in MUTATIONS else self._allowed(method, inner)
+
         async def call(request: Message, context: Any) -> Message:
+            limit = asyncio.timeout(_time_to_take(method, request, context))
             try:
-                principal = self._admit(method, context)
-                if not self._requests.is_empty:
-                    self._count(method, principal, request)
-                if method in WHOLE:
-                    return await asyncio.shield(asyncio.ensure_future(inner(request, context)))
-                return await inner(request, context)
+                principal = self._authenticate(context)
+                async with limit:
+                    if method in WHOLE:
+                        return await asyncio.shield(asyncio.ensure_future(work(principal, request, context)))
+                    return await work(principal, request, context)
             except TaskforgeError as error:
                 await _abort(context, error)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:  # noqa: BLE001  the boundary: a bug must not leak its text
-                await _abort(context, _bug(method, error))
+                late = isinstance(error, TimeoutError) and limit.expired()
+                await _abort(context, DeadlineError(_TOO_LONG) if late else _bug(method, error))
             raise AssertionError("abort returns never")
 
         return metered_unary(method, call, self._meters)
 
-    def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., AsyncIterator[Message]]:
-        async def call(request: Any, context: Any) -> AsyncIterator[Message]:
+    def _allowed(self, method: str, inner: Unary) -> Work:
+        async def work(principal: Principal, request: Message, context: Any) -> Message:
+            self._authorise(method, principal)
+            self._count(method, principal, request)
+            return await inner(request, context)
+
+        return work
+
+    def _audited(self, method: str, inner: Unary) -> Work:
+        """Leave a record of each call, also of one that is denied or fails."""
+        allowed = self._allowed(method, inner)
+
+        async def work(principal: Principal, request: Message, context: Any) -> Message:
+            entry = begin(self._audit, method, principal, request, peer(context))
+            return await self._audit.over(entry, allowed(principal, request, context))
+
+        return work
+
+    def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        async def call(request: Any, context: Any) -> None:
             try:
-                principal = self._admit(method, context)
-                async for response in inner(request, context):
-                    self._access.check_live(principal)
-                    yield response
+                principal = self._authenticate(context)
+                self._authorise(method, principal)
+                async with self._access.attend(principal), contextlib.aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
             except TaskforgeError as error:
                 await _abort(context, error)
             except grpc.aio.AbortError:
@@ -216,10 +281,18 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
 
         return metered_stream(method, call, self._meters)
 
-    def _admit(self, method: str, context: Any) -> Principal:
+    def _authenticate(self, context: Any) -> Principal:
         if self.draining:
             raise UnavailableError("the daemon is stopping; ask again in a moment")
-        principal = self._access.authenticate(_credential(context))
+        try:
+            principal = self._access.authenticate(_credential(context))
+        except UnauthenticatedError:
+            self._doorman.failed(peer(context))
+            raise
+        _caller.set(principal)
+        return principal
+
+    def _authorise(self, method: str, principal: Principal) -> None:
         if method not in NEEDS:
             raise PermissionDeniedError(f"{method} cannot be called")
         need = NEEDS[method]
@@ -228,17 +301,24 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
                 f"this needs the role {need.value}; the token {principal.name!r} has {principal.role.value}",
                 metadata={"needs": need.value, "has": principal.role.value},
             )
-        _caller.set(principal)
-        return principal
 
     def _count(self, method: str, principal: Principal, request: Message) -> None:
         """Count a call for the namespace that its token is confined to, or else that it names."""
+        if self._requests.is_empty:
+            return
         namespace_no = principal.namespace_no
         if namespace_no is None and not method.startswith(_UNCOUNTED):
             name = getattr(request, "namespace", None)
             namespace_no = None if name is None else self._access.namespace_no(name or "default")
         if namespace_no is not None:
             self._requests.take(namespace_no)
+
+
+def _time_to_take(method: str, request: Any, context: Any) -> float | None:
+    if method in LONG or context.time_remaining() is not None:
+        return None
+    wait_s = request.wait.ToMilliseconds() / 1000 if "wait" in request.DESCRIPTOR.fields_by_name else 0.0
+    return DEADLINE_S + max(wait_s, 0.0)
 
 
 def _credential(context: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -37,16 +37,15 @@ def metered_unary(
 
 
 def metered_stream(
-    method: str, call: Callable[..., AsyncIterator[Message]], meters: DoorMeters
-) -> Callable[..., AsyncIterator[Message]]:
+    method: str, call: Callable[..., Awaitable[None]], meters: DoorMeters
+) -> Callable[..., Awaitable[None]]:
     """Answer the handler of a streaming method that is counted when the stream ends."""
     name = _name(method)
 
-    async def counted(request: Any, context: Any) -> AsyncIterator[Message]:
+    async def counted(request: Any, context: Any) -> None:
         code = "OK"
         try:
-            async for response in call(request, context):
-                yield response
+            await call(request, context)
         except BaseException as error:
             code = _code(error, context)
             raise
@@ -65,7 +64,7 @@ _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def _code(error: BaseException, context: Any) -> str:
-    if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+    if isinstance(error, asyncio.CancelledError):
         return "CANCELLED"
     code = context.code()  # set by `abort`; a number or a StatusCode, as the version of grpcio has it
     return _CODES.get(getattr(code, "value", (code,))[0], "UNKNOWN")

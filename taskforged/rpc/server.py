@@ -12,6 +12,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from taskforge.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     dead_letter_service_pb2,
     dead_letter_service_pb2_grpc,
     event_service_pb2,
@@ -35,8 +37,10 @@ from taskforge.v1 import (
 )
 
 from taskforged.control.access import Access
+from taskforged.control.audit import Audit
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.doctor import Doctor
+from taskforged.control.doorman import Doorman
 from taskforged.control.event_watch import EventWatches
 from taskforged.control.events import Events
 from taskforged.control.explainer import Explainer
@@ -57,7 +61,7 @@ from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.errors import FailedPreconditionError
 from taskforged.meters import DoorMeters
-from taskforged.rpc.access import SecretServicer, TokenServicer
+from taskforged.rpc.access import AuditServicer, SecretServicer, TokenServicer
 from taskforged.rpc.credentials import server_credentials
 from taskforged.rpc.dead_letters import DeadLetterServicer
 from taskforged.rpc.events import EventServicer
@@ -91,6 +95,7 @@ _SOCKET_PATH_MAX = 100
 """`sun_path` has 108 bytes on Linux; gRPC needs a few itself."""
 
 _SERVICES = (
+    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"].full_name,
     dead_letter_service_pb2.DESCRIPTOR.services_by_name["DeadLetterService"].full_name,
     event_service_pb2.DESCRIPTOR.services_by_name["EventService"].full_name,
     namespace_service_pb2.DESCRIPTOR.services_by_name["NamespaceService"].full_name,
@@ -122,6 +127,8 @@ class Controls:
     triggers: Triggers
     ledger: Ledger
     secrets: Secrets
+    audit: Audit
+    doorman: Doorman
     system: System
     namespaces: Namespaces
     queues: Queues
@@ -142,7 +149,8 @@ class RpcServer:
     """
 
     def __init__(self, controls: Controls, *, certificates: Certificates | None, connections_max: int) -> None:
-        self._guard = Guard(controls.access, controls.namespaces.requests, controls.meters)
+        c = controls
+        self._guard = Guard(c.access, c.namespaces.requests, c.audit, c.doorman, c.meters)
         options = (*OPTIONS, ("grpc.max_allowed_incoming_connections", connections_max))
         self._server = grpc.aio.server(interceptors=[self._guard], options=options)
         self._credentials = None if certificates is None else server_credentials(certificates)
@@ -168,6 +176,7 @@ class RpcServer:
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, self._server)
         self._add_events(c)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
+        audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(c.audit, c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
         system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system, c.doctor), self._server)
         self._add_tenancy(c)

@@ -27,7 +27,9 @@ import structlog
 
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
 from taskforged.meters import SHORT_S, SIZES, Histogram
+from taskforged.store.audit import AuditRow, taken
 from taskforged.store.changes import RunChange, StaleWriteError, write_changes
+from taskforged.store.sql import QUERIES
 from taskforged.store.threads import ConnectionThread
 
 __all__ = ["BATCH_MAX", "Journal", "JournalStats", "Write"]
@@ -45,10 +47,14 @@ WAITING_MAX = 20_000
 
 @dataclass(slots=True)
 class Write(Generic[T]):
-    """One atomic write: `function` first, then `changes` of runs. The result is the function's."""
+    """One atomic write: `function` first, then `changes` of runs. The result is the function's.
+
+    `audit` tells of the calls that it is made for; `submit` adds the present one.
+    """
 
     changes: Sequence[RunChange] = ()
     function: Callable[[sqlite3.Connection], T] | None = None
+    audit: Sequence[AuditRow] = ()
 
 
 @dataclass(slots=True)
@@ -114,6 +120,10 @@ class Journal:
         elif len(self._waiting) >= WAITING_MAX:
             future.set_exception(ResourceExhaustedError("too many writes are waiting for the disk", retry_after_s=1.0))
         else:
+            entry = taken()
+            if entry is not None:
+                write.audit = (*write.audit, entry.take())
+                future.add_done_callback(entry.settle)
             self._waiting.append((write, future))
             self._wake.set()
         return future
@@ -216,6 +226,7 @@ def _commit_together(connection: sqlite3.Connection, writes: Sequence[Write[Any]
     connection.execute("BEGIN IMMEDIATE")
     results = [None if write.function is None else write.function(connection) for write in writes]
     write_changes(connection, [change for write in writes for change in write.changes])
+    _write_audit(connection, [row for write in writes for row in write.audit])
     connection.execute("COMMIT")
     return results
 
@@ -232,6 +243,7 @@ def _attempt(connection: sqlite3.Connection, write: Write[Any]) -> Any:
     try:
         result = None if write.function is None else write.function(connection)
         write_changes(connection, write.changes)
+        _write_audit(connection, write.audit)
     except Exception as error:
         if not _is_of_one_write(error):
             raise
@@ -239,6 +251,11 @@ def _attempt(connection: sqlite3.Connection, write: Write[Any]) -> Any:
         result = error if isinstance(error, TaskforgeError) else _translate(error)
     connection.execute("RELEASE one")
     return result
+
+
+def _write_audit(connection: sqlite3.Connection, rows: Sequence[AuditRow]) -> None:
+    if rows:
+        connection.executemany(QUERIES["insert_audit"], rows)
 
 
 def _error_name(error: BaseException) -> str:

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskforged.control.access import GRANTS, Access, Principal, Role
+from taskforged.control.audit import Audit
 from taskforged.control.checks import INPUT_MAX
 from taskforged.control.delivery import Delivery, Receipt
+from taskforged.control.doorman import Doorman
 from taskforged.control.events import Events
 from taskforged.control.namespaces import RequestLimits
 from taskforged.control.publishing import EventBus, Publication
@@ -28,19 +30,32 @@ from taskforged.errors import (
 from taskforged.jsonvalue import load_stored, parse_json, to_text
 from taskforged.payload import CloudEvent, cloud_event_json, decode, parse_cloud_events
 from taskforged.store.events import EventFilter, EventRow
+from taskforged.triggers.routes import LIST_EVENTS, PUBLISH, ROUTES, SHOW_EVENT
 
 __all__ = ["EventGateway"]
 
 ONE = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 _BATCH_MAX = 100
+_TOO_LARGE = "TOO_LARGE"
 
 
 class EventGateway:
     """Takes and gives CloudEvents."""
 
-    def __init__(self, *, access: Access, bus: EventBus, events: Events, requests: RequestLimits) -> None:
+    def __init__(
+        self,
+        *,
+        access: Access,
+        bus: EventBus,
+        events: Events,
+        requests: RequestLimits,
+        audit: Audit,
+        doorman: Doorman,
+    ) -> None:
         self._access = access
+        self._audit = audit
+        self._doorman = doorman
         self._bus = bus
         self._events = events
         self._requests = requests
@@ -52,24 +67,33 @@ class EventGateway:
             ResourceExhaustedError: too many requests.
         """
         try:
-            principal, namespace_no = self._admit(delivery, Role.TRIGGER)
+            principal = self._authenticate(delivery)
+            entry = self._audit.begin(principal, delivery.remote, "POST /events")
+            return await self._audit.over(entry, self._publish(principal, delivery))
         except (UnauthenticatedError, PermissionDeniedError, NotFoundError) as error:
             return _denied(error)
+        except InvalidArgumentError as error:
+            is_large = error.reason == _TOO_LARGE
+            return _refused(413 if is_large else 400, "too_large" if is_large else "invalid_event", error.message)
+
+    async def _publish(self, principal: Principal, delivery: Delivery) -> Receipt:
+        namespace_no = self._enter(principal, delivery, ROUTES[PUBLISH])
         try:
             content_type = delivery.headers.get("content-type", "")
             found = parse_cloud_events(content_type, delivery.headers, delivery.body, _parse)
             wanted = [_publication(one, index, len(found)) for index, one in enumerate(found)]
         except ResourceExhaustedError as error:  # too large as JSON: it would not fit later either
-            return _refused(413, "too_large", error.message)
-        except (InvalidArgumentError, ValueError) as error:
-            return _refused(400, "invalid_event", str(error))
+            raise InvalidArgumentError(error.message, reason=_TOO_LARGE) from None
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
         rows = [await self._bus.publish_foreign(principal, namespace_no, one) for one in wanted]
         return Receipt(202, {"event_ids": [row.id for row in rows]})
 
     async def show(self, delivery: Delivery) -> Receipt:
         """Answer an event, or the newest ones as a batch: `type` and `limit` in the query select."""
         try:
-            principal, namespace_no = self._admit(delivery, Role.VIEWER)
+            principal = self._authenticate(delivery)
+            namespace_no = self._enter(principal, delivery, ROUTES[SHOW_EVENT if delivery.path else LIST_EVENTS])
             if delivery.path:
                 row = await self._events.row(principal, delivery.path)
                 if row.namespace_no != namespace_no:
@@ -86,14 +110,20 @@ class EventGateway:
         except (UnauthenticatedError, PermissionDeniedError, NotFoundError) as error:
             return _denied(error)
 
-    def _admit(self, delivery: Delivery, need: Role) -> tuple[Principal, int]:
+    def _authenticate(self, delivery: Delivery) -> Principal:
         scheme, _, credential = delivery.headers.get("authorization", "").partition(" ")
-        principal = self._access.authenticate(credential.strip() if scheme.lower() == "bearer" else "")
+        try:
+            return self._access.authenticate(credential.strip() if scheme.lower() == "bearer" else "")
+        except UnauthenticatedError:
+            self._doorman.failed(delivery.remote)
+            raise
+
+    def _enter(self, principal: Principal, delivery: Delivery, need: Role | None) -> int:
         if need not in GRANTS[principal.role]:
-            raise PermissionDeniedError(f"this needs the role {need.value}")
+            raise PermissionDeniedError(f"this needs the role {need}")
         namespace_no = self._access.enter(principal, delivery.namespace)
         self._requests.take(namespace_no)
-        return principal, namespace_no
+        return namespace_no
 
     def _produced(self, row: EventRow) -> CloudEvent:
         """Answer an event as a CloudEvent; its id is ours, which is unique for the source."""

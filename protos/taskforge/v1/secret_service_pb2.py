@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from taskforge.v1 import secret_pb2 as taskforge_dot_v1_dot_secret__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!taskforge/v1/secret_service.proto\x12\x0ctaskforge.v1\x1a\x19taskforge/v1/secret.proto\"f\n\x10SetSecretRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x13\n\x0b\x63lear_hosts\x18\x05 \x01(\x08\"9\n\x11SetSecretResponse\x12$\n\x06secret\x18\x01 \x01(\x0b\x32\x14.taskforge.v1.Secret\"N\n\x12ListSecretsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x13ListSecretsResponse\x12%\n\x07secrets\x18\x01 \x03(\x0b\x32\x14.taskforge.v1.Secret\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x13\x44\x65leteSecretRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteSecretResponse2\x88\x02\n\rSecretService\x12L\n\tSetSecret\x12\x1e.taskforge.v1.SetSecretRequest\x1a\x1f.taskforge.v1.SetSecretResponse\x12R\n\x0bListSecrets\x12 .taskforge.v1.ListSecretsRequest\x1a!.taskforge.v1.ListSecretsResponse\x12U\n\x0c\x44\x65leteSecret\x12!.taskforge.v1.DeleteSecretRequest\x1a\".taskforge.v1.DeleteSecretResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!taskforge/v1/secret_service.proto\x12\x0ctaskforge.v1\x1a\x19taskforge/v1/secret.proto\"f\n\x10SetSecretRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t\x12\r\n\x05hosts\x18\x04 \x03(\t\x12\x13\n\x0b\x63lear_hosts\x18\x05 \x01(\x08\"9\n\x11SetSecretResponse\x12$\n\x06secret\x18\x01 \x01(\x0b\x32\x14.taskforge.v1.Secret\"N\n\x12ListSecretsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x13ListSecretsResponse\x12%\n\x07secrets\x18\x01 \x03(\x0b\x32\x14.taskforge.v1.Secret\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x13\x44\x65leteSecretRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteSecretResponse\"\x18\n\x16RotateMasterKeyRequest\"S\n\x17RotateMasterKeyResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x17\n\x0fprevious_key_id\x18\x02 \x01(\t\x12\x0f\n\x07secrets\x18\x03 \x01(\x03\x32\xe8\x02\n\rSecretService\x12L\n\tSetSecret\x12\x1e.taskforge.v1.SetSecretRequest\x1a\x1f.taskforge.v1.SetSecretResponse\x12R\n\x0bListSecrets\x12 .taskforge.v1.ListSecretsRequest\x1a!.taskforge.v1.ListSecretsResponse\x12U\n\x0c\x44\x65leteSecret\x12!.taskforge.v1.DeleteSecretRequest\x1a\".taskforge.v1.DeleteSecretResponse\x12^\n\x0fRotateMasterKey\x12$.taskforge.v1.RotateMasterKeyRequest\x1a%.taskforge.v1.RotateMasterKeyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETESECRETREQUEST']._serialized_end=462
   _globals['_DELETESECRETRESPONSE']._serialized_start=464
   _globals['_DELETESECRETRESPONSE']._serialized_end=486
-  _globals['_SECRETSERVICE']._serialized_start=489
-  _globals['_SECRETSERVICE']._serialized_end=753
+  _globals['_ROTATEMASTERKEYREQUEST']._serialized_start=488
+  _globals['_ROTATEMASTERKEYREQUEST']._serialized_end=512
+  _globals['_ROTATEMASTERKEYRESPONSE']._serialized_start=514
+  _globals['_ROTATEMASTERKEYRESPONSE']._serialized_end=597
+  _globals['_SECRETSERVICE']._serialized_start=600
+  _globals['_SECRETSERVICE']._serialized_end=960
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class SecretServiceStub:
                 request_serializer=taskforge_dot_v1_dot_secret__service__pb2.DeleteSecretRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_secret__service__pb2.DeleteSecretResponse.FromString,
                 _registered_method=True)
+        self.RotateMasterKey = channel.unary_unary(
+                '/taskforge.v1.SecretService/RotateMasterKey',
+                request_serializer=taskforge_dot_v1_dot_secret__service__pb2.RotateMasterKeyRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_secret__service__pb2.RotateMasterKeyResponse.FromString,
+                _registered_method=True)
 
 
 class SecretServiceServicer:
@@ -77,6 +82,14 @@ class SecretServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateMasterKey(self, request, context):
+        """RotateMasterKey makes a new master key and encrypts all secrets with it. Possible while the key lies in the home's
+        `master.key`; a token that is confined to a namespace may not. Needs role `admin`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SecretServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_SecretServiceServicer_to_server(servicer, server):
                     servicer.DeleteSecret,
                     request_deserializer=taskforge_dot_v1_dot_secret__service__pb2.DeleteSecretRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_secret__service__pb2.DeleteSecretResponse.SerializeToString,
+            ),
+            'RotateMasterKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateMasterKey,
+                    request_deserializer=taskforge_dot_v1_dot_secret__service__pb2.RotateMasterKeyRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_secret__service__pb2.RotateMasterKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class SecretService:
             '/taskforge.v1.SecretService/DeleteSecret',
             taskforge_dot_v1_dot_secret__service__pb2.DeleteSecretRequest.SerializeToString,
             taskforge_dot_v1_dot_secret__service__pb2.DeleteSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateMasterKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.SecretService/RotateMasterKey',
+            taskforge_dot_v1_dot_secret__service__pb2.RotateMasterKeyRequest.SerializeToString,
+            taskforge_dot_v1_dot_secret__service__pb2.RotateMasterKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

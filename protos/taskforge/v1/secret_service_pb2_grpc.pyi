@@ -39,6 +39,10 @@ class SecretServiceStub:
     """ListSecrets answers names, never values. Needs role `operator`."""
     DeleteSecret: _grpc.UnaryUnaryMultiCallable[_secret_service_pb2.DeleteSecretRequest, _secret_service_pb2.DeleteSecretResponse]
     """DeleteSecret removes a secret, or is NOT_FOUND. Needs role `operator`."""
+    RotateMasterKey: _grpc.UnaryUnaryMultiCallable[_secret_service_pb2.RotateMasterKeyRequest, _secret_service_pb2.RotateMasterKeyResponse]
+    """RotateMasterKey makes a new master key and encrypts all secrets with it. Possible while the key lies in the home's
+    `master.key`; a token that is confined to a namespace may not. Needs role `admin`.
+    """
 
 @_typing.type_check_only
 class SecretServiceAsyncStub(SecretServiceStub):
@@ -51,6 +55,10 @@ class SecretServiceAsyncStub(SecretServiceStub):
     """ListSecrets answers names, never values. Needs role `operator`."""
     DeleteSecret: _aio.UnaryUnaryMultiCallable[_secret_service_pb2.DeleteSecretRequest, _secret_service_pb2.DeleteSecretResponse]  # type: ignore[assignment]
     """DeleteSecret removes a secret, or is NOT_FOUND. Needs role `operator`."""
+    RotateMasterKey: _aio.UnaryUnaryMultiCallable[_secret_service_pb2.RotateMasterKeyRequest, _secret_service_pb2.RotateMasterKeyResponse]  # type: ignore[assignment]
+    """RotateMasterKey makes a new master key and encrypts all secrets with it. Possible while the key lies in the home's
+    `master.key`; a token that is confined to a namespace may not. Needs role `admin`.
+    """
 
 class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
     """SecretService keeps secrets, encrypted at rest. No call answers a value."""
@@ -78,5 +86,15 @@ class SecretServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_secret_service_pb2.DeleteSecretResponse, _abc.Awaitable[_secret_service_pb2.DeleteSecretResponse]]:
         """DeleteSecret removes a secret, or is NOT_FOUND. Needs role `operator`."""
+
+    @_abc_1.abstractmethod
+    def RotateMasterKey(
+        self,
+        request: _secret_service_pb2.RotateMasterKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_secret_service_pb2.RotateMasterKeyResponse, _abc.Awaitable[_secret_service_pb2.RotateMasterKeyResponse]]:
+        """RotateMasterKey makes a new master key and encrypts all secrets with it. Possible while the key lies in the home's
+        `master.key`; a token that is confined to a namespace may not. Needs role `admin`.
+        """
 
 def add_SecretServiceServicer_to_server(servicer: SecretServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from taskforge.v1 import token_pb2 as taskforge_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n taskforge/v1/token_service.proto\x12\x0ctaskforge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18taskforge/v1/token.proto\"\x85\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.taskforge.v1.Token.Role\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x13\x43reateTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\":\n\x11ListTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListTokensResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.taskforge.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"9\n\x13RevokeTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Token2\x87\x02\n\x0cTokenService\x12R\n\x0b\x43reateToken\x12 .taskforge.v1.CreateTokenRequest\x1a!.taskforge.v1.CreateTokenResponse\x12O\n\nListTokens\x12\x1f.taskforge.v1.ListTokensRequest\x1a .taskforge.v1.ListTokensResponse\x12R\n\x0bRevokeToken\x12 .taskforge.v1.RevokeTokenRequest\x1a!.taskforge.v1.RevokeTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n taskforge/v1/token_service.proto\x12\x0ctaskforge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18taskforge/v1/token.proto\"\x85\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.taskforge.v1.Token.Role\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x13\x43reateTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\x8c\x01\n\x12RotateTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"I\n\x13RotateTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Token\x12\x0e\n\x06secret\x18\x02 \x01(\t\"M\n\x11ListTokensRequest\x12\x11\n\tlive_only\x18\x03 \x01(\x08\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListTokensResponse\x12#\n\x06tokens\x18\x01 \x03(\x0b\x32\x13.taskforge.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"9\n\x13RevokeTokenResponse\x12\"\n\x05token\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Token2\xdb\x02\n\x0cTokenService\x12R\n\x0b\x43reateToken\x12 .taskforge.v1.CreateTokenRequest\x1a!.taskforge.v1.CreateTokenResponse\x12O\n\nListTokens\x12\x1f.taskforge.v1.ListTokensRequest\x1a .taskforge.v1.ListTokensResponse\x12R\n\x0bRotateToken\x12 .taskforge.v1.RotateTokenRequest\x1a!.taskforge.v1.RotateTokenResponse\x12R\n\x0bRevokeToken\x12 .taskforge.v1.RevokeTokenRequest\x1a!.taskforge.v1.RevokeTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETOKENREQUEST']._serialized_end=242
   _globals['_CREATETOKENRESPONSE']._serialized_start=244
   _globals['_CREATETOKENRESPONSE']._serialized_end=317
-  _globals['_LISTTOKENSREQUEST']._serialized_start=319
-  _globals['_LISTTOKENSREQUEST']._serialized_end=377
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=379
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=461
-  _globals['_REVOKETOKENREQUEST']._serialized_start=463
-  _globals['_REVOKETOKENREQUEST']._serialized_end=501
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=503
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=560
-  _globals['_TOKENSERVICE']._serialized_start=563
-  _globals['_TOKENSERVICE']._serialized_end=826
+  _globals['_ROTATETOKENREQUEST']._serialized_start=320
+  _globals['_ROTATETOKENREQUEST']._serialized_end=460
+  _globals['_ROTATETOKENRESPONSE']._serialized_start=462
+  _globals['_ROTATETOKENRESPONSE']._serialized_end=535
+  _globals['_LISTTOKENSREQUEST']._serialized_start=537
+  _globals['_LISTTOKENSREQUEST']._serialized_end=614
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=616
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=698
+  _globals['_REVOKETOKENREQUEST']._serialized_start=700
+  _globals['_REVOKETOKENREQUEST']._serialized_end=738
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=740
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=797
+  _globals['_TOKENSERVICE']._serialized_start=800
+  _globals['_TOKENSERVICE']._serialized_end=1147
 # @@protoc_insertion_point(module_scope)

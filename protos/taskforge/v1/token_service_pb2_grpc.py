@@ -45,6 +45,11 @@ class TokenServiceStub:
                 request_serializer=taskforge_dot_v1_dot_token__service__pb2.ListTokensRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_token__service__pb2.ListTokensResponse.FromString,
                 _registered_method=True)
+        self.RotateToken = channel.unary_unary(
+                '/taskforge.v1.TokenService/RotateToken',
+                request_serializer=taskforge_dot_v1_dot_token__service__pb2.RotateTokenRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_token__service__pb2.RotateTokenResponse.FromString,
+                _registered_method=True)
         self.RevokeToken = channel.unary_unary(
                 '/taskforge.v1.TokenService/RevokeToken',
                 request_serializer=taskforge_dot_v1_dot_token__service__pb2.RevokeTokenRequest.SerializeToString,
@@ -70,8 +75,16 @@ class TokenServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateToken(self, request, context):
+        """RotateToken replaces a token's secret; its id, name, role and namespace stay, and so does what was done with it.
+        Needs role `admin`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeToken(self, request, context):
-        """RevokeToken ends a token at once. Idempotent. Needs role `admin`.
+        """RevokeToken ends a token at once, its open streams too. Idempotent. Needs role `admin`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,6 +102,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.ListTokens,
                     request_deserializer=taskforge_dot_v1_dot_token__service__pb2.ListTokensRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_token__service__pb2.ListTokensResponse.SerializeToString,
+            ),
+            'RotateToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateToken,
+                    request_deserializer=taskforge_dot_v1_dot_token__service__pb2.RotateTokenRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_token__service__pb2.RotateTokenResponse.SerializeToString,
             ),
             'RevokeToken': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeToken,
@@ -151,6 +169,33 @@ class TokenService:
             '/taskforge.v1.TokenService/ListTokens',
             taskforge_dot_v1_dot_token__service__pb2.ListTokensRequest.SerializeToString,
             taskforge_dot_v1_dot_token__service__pb2.ListTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.TokenService/RotateToken',
+            taskforge_dot_v1_dot_token__service__pb2.RotateTokenRequest.SerializeToString,
+            taskforge_dot_v1_dot_token__service__pb2.RotateTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

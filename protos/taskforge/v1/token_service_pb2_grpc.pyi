@@ -37,8 +37,12 @@ class TokenServiceStub:
     """CreateToken makes a token. Its secret is in this answer and nowhere else. Needs role `admin`."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.ListTokensRequest, _token_service_pb2.ListTokensResponse]
     """ListTokens answers tokens without their secrets, newest first. Needs role `admin`."""
+    RotateToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.RotateTokenRequest, _token_service_pb2.RotateTokenResponse]
+    """RotateToken replaces a token's secret; its id, name, role and namespace stay, and so does what was done with it.
+    Needs role `admin`.
+    """
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_token_service_pb2.RevokeTokenRequest, _token_service_pb2.RevokeTokenResponse]
-    """RevokeToken ends a token at once. Idempotent. Needs role `admin`."""
+    """RevokeToken ends a token at once, its open streams too. Idempotent. Needs role `admin`."""
 
 @_typing.type_check_only
 class TokenServiceAsyncStub(TokenServiceStub):
@@ -49,8 +53,12 @@ class TokenServiceAsyncStub(TokenServiceStub):
     """CreateToken makes a token. Its secret is in this answer and nowhere else. Needs role `admin`."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_token_service_pb2.ListTokensRequest, _token_service_pb2.ListTokensResponse]  # type: ignore[assignment]
     """ListTokens answers tokens without their secrets, newest first. Needs role `admin`."""
+    RotateToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.RotateTokenRequest, _token_service_pb2.RotateTokenResponse]  # type: ignore[assignment]
+    """RotateToken replaces a token's secret; its id, name, role and namespace stay, and so does what was done with it.
+    Needs role `admin`.
+    """
     RevokeToken: _aio.UnaryUnaryMultiCallable[_token_service_pb2.RevokeTokenRequest, _token_service_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """RevokeToken ends a token at once. Idempotent. Needs role `admin`."""
+    """RevokeToken ends a token at once, its open streams too. Idempotent. Needs role `admin`."""
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
     """TokenService keeps credentials. A token that is confined to a namespace can only manage tokens of that namespace."""
@@ -72,11 +80,21 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListTokens answers tokens without their secrets, newest first. Needs role `admin`."""
 
     @_abc_1.abstractmethod
+    def RotateToken(
+        self,
+        request: _token_service_pb2.RotateTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_service_pb2.RotateTokenResponse, _abc.Awaitable[_token_service_pb2.RotateTokenResponse]]:
+        """RotateToken replaces a token's secret; its id, name, role and namespace stay, and so does what was done with it.
+        Needs role `admin`.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeToken(
         self,
         request: _token_service_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_service_pb2.RevokeTokenResponse, _abc.Awaitable[_token_service_pb2.RevokeTokenResponse]]:
-        """RevokeToken ends a token at once. Idempotent. Needs role `admin`."""
+        """RevokeToken ends a token at once, its open streams too. Idempotent. Needs role `admin`."""
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,7 +12,6 @@ CREATE TABLE master_key (
 ) STRICT;
 
 -- A token that was rotated: its secret before the present one works until `previous_until`.
-ALTER TABLE tokens ADD COLUMN generation INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE tokens ADD COLUMN previous_hash BLOB;
 ALTER TABLE tokens ADD COLUMN previous_until INTEGER;
 ALTER TABLE tokens ADD COLUMN rotated_at INTEGER;
@@ -28,7 +27,6 @@ CREATE TABLE audit (
   remote TEXT NOT NULL,
   method TEXT NOT NULL,                    -- `RunService/StartRun`, `POST /events`, `Authenticate`
   namespace_no INTEGER,                    -- null: of no namespace, or of one that does not exist
-  namespace TEXT NOT NULL,                 -- its name at that time
   resource_type TEXT NOT NULL,
   resource TEXT NOT NULL,
   outcome TEXT NOT NULL,                   -- OK or the canonical code
