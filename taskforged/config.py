@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from taskforged.ages import parse_age
 from taskforged.egress import parse_rule
 from taskforged.errors import InvalidArgumentError, Violation
 
@@ -41,6 +42,25 @@ def _seconds(low: float, high: float) -> Callable[[Any], float]:
         return number
 
     return parse
+
+
+def _age(least: str = "0") -> Callable[[Any], str]:
+    """Read an age, which stays the text that it is; `forever` and `0` are the longest."""
+
+    def parse(value: Any) -> str:
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or (isinstance(value, int) and value):
+            raise ValueError("must be an age such as 30d, 12h or forever, in quotes")
+        if 0 < parse_age(str(value)) < parse_age(least):
+            raise ValueError(f"must be at least {least}, or forever")
+        return str(value)
+
+    return parse
+
+
+def _folder(value: Any) -> str:
+    if not isinstance(value, str) or (value and not value.startswith("/")):
+        raise ValueError("must be the absolute path of a folder")
+    return value
 
 
 def _choice(*names: str) -> Callable[[Any], str]:
@@ -181,6 +201,25 @@ SETTINGS: tuple[Setting, ...] = (
         _integer(1536, 1 << 20),
         "address space in MiB: an expression that would need more fails, instead of the machine",
     ),
+    Setting(
+        "store", "max_mib", 0, _integer(0, 1 << 30), "MiB of the database beyond which new work waits; 0: no limit"
+    ),
+    Setting(
+        "retention", "runs", "90d", _age("1m"), "age of ended runs that are deleted, unless their workflow says it"
+    ),
+    Setting(
+        "retention", "runs_per_workflow", 0, _integer(0, 1 << 40), "newest ended runs kept of each workflow; 0: all"
+    ),
+    Setting("retention", "runs_total", 0, _integer(0, 1 << 40), "newest ended runs kept of all workflows; 0: all"),
+    Setting("retention", "events", "30d", _age("1m"), "age of events that are deleted once their runs are"),
+    Setting("retention", "rejected", "7d", _age("1m"), "age of deliveries without effect that are deleted"),
+    Setting("retention", "dedupe", "14d", _age("10d"), "how long repeated deliveries are recognised; at least 10d"),
+    Setting("retention", "slots", "90d", _age("1m"), "age of settled due times that are deleted from the ledger"),
+    Setting("retention", "logs", "30d", _age("1m"), "age of what steps print that is deleted"),
+    Setting("backup", "folder", "", _folder, "where backups go; empty: `backups` in the home"),
+    Setting("backup", "every", "0", _age("1m"), "how often a backup is made; 0: only when asked for"),
+    Setting("backup", "keep", 7, _integer(1, 10_000), "newest backups that stay when a scheduled one is made"),
+    Setting("backup", "before_upgrade", True, _switch, "false: migrate the database without a backup of it"),
     Setting("shell", "allow", [], _programs, "absolute paths of the programs that shell steps may execute"),
     Setting("shell", "unsafe", False, _switch, "true: shell steps may execute anything"),
     Setting("egress", "allow", [], _rules, "what http steps may connect to although it is closed"),
@@ -251,6 +290,11 @@ class Config:
     def database(self) -> Path:
         """The one database file."""
         return self.home / "taskforge.db"
+
+    @property
+    def backups(self) -> Path:
+        """The folder of the backups."""
+        return Path(self("backup", "folder") or self.home / "backups")
 
     @property
     def socket(self) -> Path:

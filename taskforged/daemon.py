@@ -29,6 +29,7 @@ from taskforged.control.system import Info
 from taskforged.errors import FailedPreconditionError, TaskforgeError
 from taskforged.keyring import find_keys
 from taskforged.logs import LogFile
+from taskforged.store.backup import back_up_before_upgrade
 from taskforged.store.database import HomeLock
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import SQLITE_VERSION, Connection, Store
@@ -92,13 +93,21 @@ class Daemon:
 
     @contextlib.asynccontextmanager
     async def _store(self) -> AsyncIterator[Store]:
-        synchronous = self._config("store", "synchronous")
-        store = Store(self._config.database, synchronous=synchronous, on_failure=self._disk_failed)
+        store = Store(
+            self._config.database,
+            synchronous=self._config("store", "synchronous"),
+            on_failure=self._disk_failed,
+            before_upgrade=self._back_up,
+        )
         await store.start()
         try:
             yield store
         finally:
             await store.stop()
+
+    def _back_up(self, connection: Connection) -> None:
+        if self._config("backup", "before_upgrade"):
+            back_up_before_upgrade(connection, self._config.backups)
 
     def _disk_failed(self, _: BaseException) -> None:
         self._exit_code = EXIT_DISK
@@ -151,6 +160,8 @@ class Daemon:
         await parts.scheduler.start()
         await parts.cron.start()
         stack.push_async_callback(parts.cron.stop)
+        await parts.storage.start()
+        stack.push_async_callback(parts.storage.stop)
         self.info.http = await self._start_http(parts.http)
         stack.push_async_callback(parts.http.stop, 0.0)
         stack.push_async_callback(parts.rpc.stop, 0.0)
@@ -238,6 +249,7 @@ class Daemon:
         await parts.timers.stop()
         await parts.cron.stop()
         await parts.consumer.stop()
+        await parts.storage.stop()
         await parts.runner.drain(grace_s)
         if not self._exit_code:
             with contextlib.suppress(TaskforgeError):

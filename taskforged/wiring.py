@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from taskforged.ages import parse_age
 from taskforged.clock import Clock
 from taskforged.config import Config, is_loopback
 from taskforged.control.access import Access
 from taskforged.control.audit import Audit
+from taskforged.control.backups import Backups
 from taskforged.control.dead_letters import DeadLetters
 from taskforged.control.diagnosis import Live
 from taskforged.control.doctor import Doctor
@@ -27,11 +29,13 @@ from taskforged.control.queues import Queues
 from taskforged.control.reactor import Reactor
 from taskforged.control.repeats import Repeats
 from taskforged.control.replays import Replays
+from taskforged.control.retention import Pruner, keep_from
 from taskforged.control.runs import Runs
 from taskforged.control.schedules import Scheduler
 from taskforged.control.secrets import Secrets
 from taskforged.control.starting import Starter
 from taskforged.control.steering import Steering
+from taskforged.control.storage import Storage
 from taskforged.control.system import Info, System
 from taskforged.control.trigger_book import TriggerBook
 from taskforged.control.triggers import Triggers
@@ -90,6 +94,7 @@ class Parts:
     secrets: Secrets
     audit: Audit
     pulse: Pulse
+    storage: Storage
 
 
 @dataclass(slots=True)
@@ -112,6 +117,7 @@ class _Base:
     pulse: Pulse
     health: Health
     meters: DoorMeters
+    storage: Storage
 
 
 @dataclass(slots=True)
@@ -165,6 +171,7 @@ def build(config: Config, clock: Clock, store: Store, info: Info, keys: KeySourc
         secrets=base.secrets,
         audit=base.audit,
         pulse=base.pulse,
+        storage=base.storage,
     )
 
 
@@ -172,10 +179,11 @@ def _build_base(config: Config, clock: Clock, store: Store, info: Info, keys: Ke
     access = Access(store, clock)
     triggers = TriggerBook(store, clock)
     pulse = Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall"))
-    pressure = Pressure(config.home, free_mib=config("limits", "disk_free_mib"))
     audit = Audit(store, clock, keep_days=config("audit", "keep_days"), keep_rows=config("audit", "keep_rows"))
+    feed = Feed()
+    pressure = Pressure(config.home, free_mib=config("limits", "disk_free_mib"), max_mib=config("store", "max_mib"))
     return _Base(
-        *(config, clock, store, info, Feed(), access),
+        *(config, clock, store, info, feed, access),
         secrets=Secrets(store, clock, keys),
         audit=audit,
         doorman=Doorman(audit),
@@ -186,6 +194,22 @@ def _build_base(config: Config, clock: Clock, store: Store, info: Info, keys: Ke
         pulse=pulse,
         health=Health(info=info, journal=store.journal, pulse=pulse, pressure=pressure),
         meters=DoorMeters(),
+        storage=_build_storage(config, clock, store, feed, pressure),
+    )
+
+
+def _build_storage(config: Config, clock: Clock, store: Store, feed: Feed, pressure: Pressure) -> Storage:
+    return Storage(
+        store=store,
+        clock=clock,
+        pressure=pressure,
+        pruner=Pruner(store=store, clock=clock, feed=feed, keep=keep_from(config)),
+        backups=Backups(
+            store=store,
+            folder=config.backups,
+            every_s=parse_age(config("backup", "every")),
+            keep=config("backup", "keep"),
+        ),
     )
 
 
@@ -297,9 +321,19 @@ def _build_reactions(base: _Base, host: _Host) -> _Reactions:
 def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls:
     store, clock, access, workflows, runner = base.store, base.clock, base.access, base.workflows, host.runner
     views, starter = host.views, host.starter
-    repeats = Repeats(store=store, clock=clock, access=access, workflows=workflows, starter=starter, views=views)
+    repeats = Repeats(
+        store=store,
+        clock=clock,
+        access=access,
+        workflows=workflows,
+        starter=starter,
+        views=views,
+        pressure=base.pressure,
+    )
     events = Events(store, workflows)
+    views.gone = events.gone = base.storage.pruner.hint
     return Controls(
+        storage=base.storage,
         access=access,
         workflows=workflows,
         views=views,

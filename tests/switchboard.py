@@ -31,6 +31,7 @@ SERVICES = (
     "queue",
     "run",
     "secret",
+    "storage",
     "system",
     "token",
     "trigger",

@@ -63,6 +63,35 @@ _CONFIG = """\
 [store]
 # FULL or NORMAL. NORMAL is faster and loses the newest commits at a power cut.
 # synchronous = "FULL"
+# MiB of the database beyond which new work is refused until there is room again; 0: no limit.
+# max_mib = 0
+
+[retention]
+# How long things are kept: 30d, 12h, 2w, 1y or forever. What somebody still needs stays in any case.
+# Ended runs, unless their workflow has a `retention:` of its own.
+# runs = "90d"
+# Newest ended runs that are kept of each workflow, and of all together; 0: all.
+# runs_per_workflow = 0
+# runs_total = 0
+# Events without runs, and deliveries without effect.
+# events = "30d"
+# rejected = "7d"
+# How long repeated deliveries are recognised. At least 10d: senders try again for up to three days.
+# dedupe = "14d"
+# Settled due times in the ledger of schedules.
+# slots = "90d"
+# What steps print.
+# logs = "30d"
+
+[backup]
+# Where backups go; empty: the folder `backups` in the home. Another disk is better.
+# folder = ""
+# How often a backup is made, for example "24h"; 0: only when asked for.
+# every = "0"
+# Newest backups that stay when a scheduled one is made.
+# keep = 7
+# false: migrate the database without a backup of it.
+# before_upgrade = true
 
 [limits]
 # Address space in MiB: an expression that would need more fails, instead of the machine.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskforged.control.access import Principal
@@ -57,6 +57,7 @@ class Events:
         self._events = EventStore(store)
         self._runs = RunStore(store)
         self._workflows = workflows
+        self.gone: Callable[[str], str] = lambda _: ""
 
     async def row(self, principal: Principal, event_id: str) -> EventRow:
         """Answer an event as it is stored.
@@ -66,7 +67,7 @@ class Events:
         """
         row = await self._events.by_id(event_id)
         if row is None or not principal.sees(row.namespace_no):
-            raise NotFoundError(f"there is no event {event_id!r}", metadata={"event": event_id})
+            raise NotFoundError(f"there is no event {event_id!r}{self.gone('events')}", metadata={"event": event_id})
         about(namespace_no=row.namespace_no)
         return row
 
@@ -149,7 +150,7 @@ def _outcome_sentence(view: EventView, states: Mapping[str, str]) -> str:
     row = view.row
     match row.outcome:
         case "ACCEPTED":
-            runs = ", ".join(f"{one} ({states.get(one, 'not visible to you')})" for one in view.run_ids[:10])
+            runs = ", ".join(f"{one} ({states.get(one, 'not visible to you, or pruned')})" for one in view.run_ids[:10])
             more = f" and {len(view.run_ids) - 10} more" if len(view.run_ids) > 10 else ""
             return f"It started {_count(len(view.run_ids), 'run')}: {runs}{more}."
         case "PENDING":

@@ -240,6 +240,13 @@ class Ledger:
         slots = slots_after(schedule, wanted.since - 1, count) if count else []
         if wanted.include_fired:
             return slots, 0
+        known_from = await self._store.value("slots_from", found.trigger.no) or 0
+        if wanted.since < known_from:
+            raise invalid(
+                "from",
+                f"must not be earlier than {utc_text(known_from)}: the ledger of before is pruned, so nobody knows what"
+                " fired then; include_fired starts everything",
+            )
         rows = await self._store.rows("fired_slots", found.trigger.no, wanted.since, until)
         fired = {row[0] for row in rows}
         missing = [slot for slot in slots if slot.due_at not in fired]

@@ -9,6 +9,7 @@ from typing import Any
 from taskforged.clock import Clock
 from taskforged.control.access import Access, Principal
 from taskforged.control.checks import REQUEST_ID_MAX, check_text, invalid, used
+from taskforged.control.pressure import Pressure
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.views import RunView, RunViews
 from taskforged.control.workflows import LiveWorkflow, Workflows
@@ -55,7 +56,15 @@ class Repeats:
     """Starts runs that repeat others."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, access: Access, workflows: Workflows, starter: Starter, views: RunViews
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        access: Access,
+        workflows: Workflows,
+        starter: Starter,
+        views: RunViews,
+        pressure: Pressure,
     ) -> None:
         self._runs = RunStore(store)
         self._clock = clock
@@ -63,6 +72,7 @@ class Repeats:
         self._workflows = workflows
         self._starter = starter
         self._views = views
+        self._pressure = pressure
 
     # --- repeating ---------------------------------------------------------------------------------------------------
 
@@ -85,6 +95,7 @@ class Repeats:
                 f"run {run_id} is {row.state}; only one that is FAILED, DEAD or CANCELLED can be retried",
                 metadata={"run": run_id, "state": row.state},
             )
+        self._pressure.check()
         workflow = self._live(row, run)
         definition = await self._workflows.definition(row.workflow_no, row.version)
         pinned = pinned_outputs(definition.model, definition.model, run)
@@ -121,6 +132,7 @@ class Repeats:
                 f"run {row.id} is {row.state}; only one that has ended can be repeated",
                 metadata={"run": row.id, "state": row.state},
             )
+        self._pressure.check()
         workflow = self._live(row, run)
         if request.newest and request.version:
             raise invalid("version", "and newest_version exclude each other")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from taskforged.control.access import Access, Principal
@@ -62,6 +62,7 @@ class RunViews:
         self._access = access
         self._workflows = workflows
         self._feed = feed
+        self.gone: Callable[[str], str] = lambda _: ""
 
     # --- showing -----------------------------------------------------------------------------------------------------
 
@@ -77,7 +78,7 @@ class RunViews:
         """Answer a run rebuilt from its history; raises NotFoundError as `get` does."""
         loaded = await self._runs.load_by_id(run_id)
         if loaded is None or not principal.sees(loaded.row.namespace_no):
-            raise NotFoundError(f"there is no run {run_id!r}", metadata={"run": run_id})
+            raise self._missing(run_id)
         about(namespace_no=loaded.row.namespace_no)
         return loaded
 
@@ -85,9 +86,23 @@ class RunViews:
         """Answer a run's row; raises NotFoundError as `get` does."""
         row = await self._runs.by_id(run_id)
         if row is None or not principal.sees(row.namespace_no):
-            raise NotFoundError(f"there is no run {run_id!r}", metadata={"run": run_id})
+            raise self._missing(run_id)
         about(namespace_no=row.namespace_no)
         return row
+
+    def _missing(self, run_id: str) -> NotFoundError:
+        return NotFoundError(f"there is no run {run_id!r}{self.gone('runs')}", metadata={"run": run_id})
+
+    async def _portion(self, row: RunRow, after: int, limit: int) -> list[StoredEvent]:
+        """Answer up to `limit` events after sequence `after`: without a gap, though the run be pruned just now.
+
+        Raises:
+            NotFoundError: it was.
+        """
+        found = await self._runs.history(row.no, after, limit)
+        if found[0].event.sequence != after + 1 if found else after < row.sequence:
+            raise self._missing(row.id)
+        return found
 
     async def _view(self, loaded: LoadedRun) -> RunView:
         row, run = loaded
@@ -125,16 +140,14 @@ class RunViews:
         """Answer up to `limit` events after sequence `after`, with the states after each."""
         row = await self.row(principal, run_id)
         tracker = await self._tracker(row, after)
-        return [tracker.track(stored) for stored in await self._runs.history(row.no, after, limit)]
+        return [tracker.track(stored) for stored in await self._portion(row, after, limit)]
 
     async def _tracker(self, row: RunRow, until: int) -> _Tracker:
         """Answer a run as it stood at sequence `until`."""
         tracker = _Tracker()
         while tracker.run.sequence < until:
-            portion = await self._runs.history(row.no, tracker.run.sequence, min(1000, until - tracker.run.sequence))
-            if not portion:
-                break
-            for stored in portion:
+            limit = min(1000, until - tracker.run.sequence)
+            for stored in await self._portion(row, tracker.run.sequence, limit):
                 tracker.track(stored)
         return tracker
 
@@ -155,7 +168,7 @@ class RunViews:
         name = self._access.namespace_name(row.namespace_no)
         with self._feed.watch(row.no) as watch:
             while True:
-                portion = await self._runs.history(row.no, tracker.run.sequence, _WATCH_PORTION)
+                portion = await self._portion(row, tracker.run.sequence, _WATCH_PORTION)
                 events = [tracker.track(stored) for stored in portion]
                 if events:
                     yield WatchPortion(events, RunView(None, tracker.run, name, tracker.run.workflow, None))

@@ -51,6 +51,7 @@ class LiveWorkflow:
     updated_at: int
     concurrency: str = ""
     applied_by: str = ""
+    retention: str = ""
 
 
 class VersionRecord(NamedTuple):
@@ -275,8 +276,11 @@ class Workflows:
         self, namespace_no: int, known: LiveWorkflow | None, definition: Definition, now: int, by: str
     ) -> LiveWorkflow:
         concurrency = "" if definition.concurrency is None else to_text(list(definition.concurrency))
+        kept = definition.retention
+        retention = "" if kept is None else to_text({"age_s": kept.age_s, "count": kept.count})
         if known is not None:
-            return replace(known, latest=known.latest + 1, updated_at=now, concurrency=concurrency, applied_by=by)
+            known = replace(known, latest=known.latest + 1, updated_at=now, applied_by=by)
+            return replace(known, concurrency=concurrency, retention=retention)
         no, workflow_id = self._store.next_no("workflows"), new_id("wf", now)
         return LiveWorkflow(
             *(no, workflow_id, namespace_no, definition.name),
@@ -286,6 +290,7 @@ class Workflows:
             updated_at=now,
             concurrency=concurrency,
             applied_by=by,
+            retention=retention,
         )
 
     async def set_active(self, workflow: LiveWorkflow, *, active: bool) -> LiveWorkflow:
@@ -361,10 +366,11 @@ def _save_version(
     now = version.created_at
     if is_new:
         place = (workflow.no, workflow.id, workflow.namespace_no, workflow.name)
-        row = (*place, now, now, workflow.concurrency, workflow.applied_by)
+        row = (*place, now, now, workflow.concurrency, workflow.applied_by, workflow.retention)
         connection.execute(QUERIES["insert_workflow"], row)
     else:
-        bump = (version.number, now, workflow.concurrency, workflow.applied_by, workflow.no, version.number - 1)
+        said = (workflow.concurrency, workflow.applied_by, workflow.retention)
+        bump = (version.number, now, *said, workflow.no, version.number - 1)
         moved = connection.execute(QUERIES["bump_workflow"], bump)
         if moved.rowcount != 1:
             raise ConflictError(f"workflow {workflow.name!r} was changed by somebody else; apply again")

@@ -69,6 +69,10 @@ class Feed:
         """Answer how many watches there are."""
         return sum(len(watches) for watches in self._watches.values())
 
+    def is_watched(self, no: int) -> bool:
+        """Answer whether somebody watches run number `no`."""
+        return no in self._watches
+
     def add(self, no: int, watch: Watch) -> None:
         """Enter a watch."""
         self._watches.setdefault(no, set()).add(watch)

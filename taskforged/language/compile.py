@@ -57,6 +57,7 @@ def compile_definition(source: str) -> Definition:
         content_hash=content_hash(root),
         profile=PROFILE,
         concurrency=workflow.concurrency,
+        retention=workflow.retention,
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "InputContract",
     "ManualTrigger",
     "Rate",
+    "Retention",
     "Source",
     "Trigger",
     "Verify",
@@ -195,6 +196,19 @@ Trigger: TypeAlias = ManualTrigger | Source
 
 
 @dataclass(frozen=True, slots=True)
+class Retention:
+    """How long ended runs are kept.
+
+    Attributes:
+        age_s: older ones go; 0: never, None: as the daemon is set.
+        count: all but the newest so many go; 0: none, None: as the daemon is set.
+    """
+
+    age_s: int | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Definition:
     """A compiled definition.
 
@@ -209,6 +223,7 @@ class Definition:
         content_hash: SHA-256, in hex, of the definition normalised (comments, formatting and key order do not count).
         profile: the expression profile, `cel/1`.
         concurrency: the group as it is written, its limit and `on_limit`, so that definitions can be compared.
+        retention: how long ended runs are kept, if it says so.
     """
 
     name: str
@@ -221,6 +236,7 @@ class Definition:
     content_hash: str
     profile: str
     concurrency: tuple[str, int, str] | None = None
+    retention: Retention | None = None
 
     def sources(self) -> dict[str, Source]:
         """Answer the triggers that start runs by themselves: all but the manual one."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from taskforged.ages import AGE_PATTERN, parse_age
 from taskforged.engine.model import Expression, RetryPolicy
 from taskforged.errors import Violation
 from taskforged.language.durations import DURATION_MAX_S, DURATION_PATTERN, parse_duration
@@ -23,6 +24,7 @@ from taskforged.language.paths import did_you_mean, join
 from taskforged.language.templates import Templates
 
 __all__ = [
+    "Age",
     "Choice",
     "ConditionText",
     "Context",
@@ -225,6 +227,25 @@ class Duration:
             "description": "For example 500ms, 30s, 5m, 1h30m, 2d or PT1H30M.",
         }
         return {"$ref": "#/$defs/duration"}
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """How long something is kept, in seconds; 0 is for ever."""
+
+    def read(self, node: Node, path: str, context: Context) -> int | None:
+        value = _scalar(node, path, context, "an age")
+        if not isinstance(node, ScalarNode):
+            return None
+        try:
+            return parse_age(value if isinstance(value, str) else node.text)
+        except ValueError as error:
+            context.problem(node, path, str(error))
+            return None
+
+    def schema(self, defs: dict[str, Schema]) -> Schema:
+        defs["age"] = {"type": "string", "pattern": AGE_PATTERN, "description": "For example 30d, 12h, 1y or forever."}
+        return {"$ref": "#/$defs/age"}
 
 
 @dataclass(frozen=True, slots=True)

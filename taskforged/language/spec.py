@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskforged.engine.model import PRIORITY, Block, Concurrency, Json, OnLimit, WorkflowModel
-from taskforged.language.definition import ManualTrigger, Trigger
+from taskforged.language.definition import ManualTrigger, Retention, Trigger
 from taskforged.language.input import Contract, compile_schema
 from taskforged.language.kinds import NAME, read_contract
 from taskforged.language.loader import MappingNode, Node, ScalarNode, SequenceNode, to_json
 from taskforged.language.paths import join
 from taskforged.language.shape import (
+    Age,
     Choice,
     Context,
     Duration,
@@ -33,7 +34,7 @@ from taskforged.language.shape import (
 from taskforged.language.steps import DEFAULTS, Phase, Steps
 from taskforged.language.triggers import Triggers
 
-__all__ = ["CONCURRENCY", "RUN_ROOTS", "WORKFLOW", "Workflow"]
+__all__ = ["CONCURRENCY", "RETENTION", "RUN_ROOTS", "WORKFLOW", "Workflow"]
 
 RUN_ROOTS = frozenset({"event", "input", "run", "vars", "workflow"})
 
@@ -49,6 +50,7 @@ class Workflow:
     triggers: dict[str, Trigger]
     input: Contract
     concurrency: tuple[str, int, str] | None
+    retention: Retention | None
 
 
 # --- the top level ---------------------------------------------------------------------------------------------------
@@ -126,6 +128,22 @@ CONCURRENCY = Shape(
 )
 
 
+def _build_retention(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> Retention:
+    if not values:
+        context.problem(node, path, "must say an `age`, a `count` or both")
+    return Retention(values.get("age"), values.get("count"))
+
+
+RETENTION = Shape(
+    "retention",
+    {
+        "age": Field(Age(), "Ended runs that are older are deleted; `forever` keeps them."),
+        "count": Field(Whole(0, 1_000_000_000), "Ended runs beyond the newest so many are deleted; 0 keeps all."),
+    },
+    _build_retention,
+)
+
+
 def _build_workflow(values: dict[str, Any], node: MappingNode, path: str, context: Context) -> Workflow:
     limit: _Limit | None = values.get("concurrency")
     model = WorkflowModel(
@@ -150,6 +168,7 @@ def _build_workflow(values: dict[str, Any], node: MappingNode, path: str, contex
         triggers=triggers,
         input=contract,
         concurrency=None if limit is None else limit.said,
+        retention=values.get("retention"),
     )
 
 
@@ -170,6 +189,7 @@ WORKFLOW = Shape(
         "on": Field(Triggers(), "What starts it, besides people."),
         "timeout": Field(Duration(), "Limit of the whole run."),
         "concurrency": Field(CONCURRENCY, "How many runs of a group may run at the same time."),
+        "retention": Field(RETENTION, "How long its ended runs are kept; what is left out is as the daemon is set."),
         "queue": Field(_QUEUE, "The lane of its http and shell steps; `default` by default."),
         "priority": Field(Whole(0, 9), "More is sooner; 5 by default."),
         "defaults": Field(DEFAULTS, "What http and shell steps do that do not say otherwise."),

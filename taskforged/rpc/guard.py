@@ -107,6 +107,10 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}SecretService/DeleteSecret": Role.OPERATOR,
     f"{_V1}SecretService/RotateMasterKey": Role.ADMIN,
     f"{_V1}AuditService/ListAuditRecords": Role.ADMIN,
+    f"{_V1}StorageService/GetStorage": Role.VIEWER,
+    f"{_V1}StorageService/PruneStorage": Role.ADMIN,
+    f"{_V1}StorageService/CreateBackup": Role.ADMIN,
+    f"{_V1}StorageService/ListBackups": Role.ADMIN,
     f"{_V1}SystemService/GetInfo": None,
     f"{_V1}SystemService/GetStats": Role.VIEWER,
     f"{_V1}SystemService/GetConfig": Role.ADMIN,
@@ -148,6 +152,7 @@ READS = frozenset(
         "TokenService/ListTokens",
         "SecretService/ListSecrets",
         "AuditService/ListAuditRecords",
+        "StorageService/ListBackups",
         "SystemService/GetConfig",
         "SystemService/Diagnose",
     )
@@ -162,11 +167,19 @@ DEADLINE_S = 30.0
 
 _TOO_LONG = f"it took longer than {DEADLINE_S:g} s; set a deadline to wait longer"
 
-LONG: frozenset[str] = frozenset()
+LONG = frozenset({f"{_V1}StorageService/CreateBackup", f"{_V1}StorageService/PruneStorage"})
 """Unary calls that may take long and end by themselves: no deadline but the caller's."""
 
 _UNCOUNTED = tuple(
-    f"{_V1}{name}/" for name in ("SystemService", "TokenService", "NamespaceService", "QueueService", "AuditService")
+    f"{_V1}{name}/"
+    for name in (
+        "SystemService",
+        "StorageService",
+        "TokenService",
+        "NamespaceService",
+        "QueueService",
+        "AuditService",
+    )
 )
 """Services with which whoever keeps all namespaces mends one, however many requests it makes."""
 

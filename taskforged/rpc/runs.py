@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from taskforge.v1 import run_pb2
@@ -42,6 +42,7 @@ class RunServicer(grpc_base.RunServiceServicer):
         explainer: Explainer,
         workflows: Workflows,
         access: Access,
+        pruned: Callable[[int | None, int | None], tuple[int, int]],
     ) -> None:
         self._views = views
         self._runs = runs
@@ -52,6 +53,7 @@ class RunServicer(grpc_base.RunServiceServicer):
         self._explainer = explainer
         self._workflows = workflows
         self._access = access
+        self._pruned = pruned
 
     async def StartRun(self, request: pb.StartRunRequest, _: Any) -> pb.StartRunResponse:
         namespace_no = self._access.enter(caller(), request.namespace)
@@ -76,7 +78,13 @@ class RunServicer(grpc_base.RunServiceServicer):
         page = found[:size]
         last = page[-1].row if page else None
         more = encode_token(last.no, filters) if last is not None and len(found) > size else ""
-        return pb.ListRunsResponse(runs=[convert.run_to_proto(one) for one in page], next_page_token=more)
+        pruned, until = (0, 0) if wanted.event_no is not None else self._pruned(wanted.namespace_no, wanted.workflow_no)
+        return pb.ListRunsResponse(
+            runs=[convert.run_to_proto(one) for one in page],
+            next_page_token=more,
+            pruned=pruned,
+            pruned_until=convert.stamp(until),
+        )
 
     async def _filter(self, request: pb.ListRunsRequest) -> tuple[RunFilter, list[Any]]:
         namespace_no = self._access.enter(caller(), request.namespace)

@@ -26,6 +26,8 @@ from taskforge.v1 import (
     run_service_pb2_grpc,
     secret_service_pb2,
     secret_service_pb2_grpc,
+    storage_service_pb2,
+    storage_service_pb2_grpc,
     system_service_pb2,
     system_service_pb2_grpc,
     token_service_pb2,
@@ -54,6 +56,7 @@ from taskforged.control.replays import Replays
 from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
 from taskforged.control.steering import Steering
+from taskforged.control.storage import Storage
 from taskforged.control.system import System
 from taskforged.control.triggers import Triggers
 from taskforged.control.verifying import Verifier
@@ -69,6 +72,7 @@ from taskforged.rpc.guard import Guard
 from taskforged.rpc.namespaces import NamespaceServicer
 from taskforged.rpc.queues import QueueServicer
 from taskforged.rpc.runs import RunServicer
+from taskforged.rpc.storage import StorageServicer
 from taskforged.rpc.system import SystemServicer
 from taskforged.rpc.triggers import TriggerServicer
 from taskforged.rpc.workflows import WorkflowServicer
@@ -102,6 +106,7 @@ _SERVICES = (
     queue_service_pb2.DESCRIPTOR.services_by_name["QueueService"].full_name,
     run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
     secret_service_pb2.DESCRIPTOR.services_by_name["SecretService"].full_name,
+    storage_service_pb2.DESCRIPTOR.services_by_name["StorageService"].full_name,
     system_service_pb2.DESCRIPTOR.services_by_name["SystemService"].full_name,
     token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name,
     trigger_service_pb2.DESCRIPTOR.services_by_name["TriggerService"].full_name,
@@ -137,6 +142,7 @@ class Controls:
     explainer: Explainer
     doctor: Doctor
     meters: DoorMeters
+    storage: Storage
 
 
 class RpcServer:
@@ -172,6 +178,7 @@ class RpcServer:
             explainer=c.explainer,
             workflows=c.workflows,
             access=c.access,
+            pruned=c.storage.pruner.pruned_runs,
         )
         run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, self._server)
         self._add_events(c)
@@ -180,6 +187,8 @@ class RpcServer:
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
         system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system, c.doctor), self._server)
         self._add_tenancy(c)
+        storage = StorageServicer(c.storage, c.workflows, c.access)
+        storage_service_pb2_grpc.add_StorageServiceServicer_to_server(storage, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -104,15 +104,22 @@ def split_statements(script: str) -> Iterator[str]:
         raise ValueError(f"unfinished statement: {pending.strip()[:80]}")
 
 
-def connect_writer(path: Path, *, synchronous: str = "FULL") -> sqlite3.Connection:
+def connect_writer(
+    path: Path, *, synchronous: str = "FULL", before_upgrade: Callable[[sqlite3.Connection], None] = lambda _: None
+) -> sqlite3.Connection:
     """Open the writing connection: creates the file, checks it, brings the schema up to date.
+
+    Args:
+        path: of the file.
+        synchronous: how commits are synced.
+        before_upgrade: called before the first migration of a database that has something in it.
 
     Raises:
         CorruptStoreError: the file is damaged, of a newer schema, or not Taskforge's.
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
-        _prepare(connection, path, synchronous)
+        _prepare(connection, path, synchronous, before_upgrade)
     except sqlite3.DatabaseError as error:
         connection.close()
         raise _damaged(path, str(error)) from error
@@ -122,9 +129,13 @@ def connect_writer(path: Path, *, synchronous: str = "FULL") -> sqlite3.Connecti
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, synchronous: str) -> None:
+def _prepare(
+    connection: sqlite3.Connection, path: Path, synchronous: str, before_upgrade: Callable[[sqlite3.Connection], None]
+) -> None:
     connection.execute("PRAGMA busy_timeout = 5000")
     _check_identity(connection, path)
+    if 0 < schema_version(connection) < migrations()[-1].number:
+        before_upgrade(connection)
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")

@@ -41,6 +41,9 @@ T = TypeVar("T")
 BATCH_MAX = 1024
 """Writes in one transaction: bounds the latency of a commit and the work that a failing batch does again."""
 
+_FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
+"""There was no room: for the log, or for its index. Nothing was written, and nothing is wrong with the disk."""
+
 WAITING_MAX = 20_000
 """Writes that may wait for the next commit; beyond that callers are refused instead of memory being filled."""
 
@@ -132,6 +135,21 @@ class Journal:
         """Execute a function as a write of its own and answer its result."""
         return await self.submit(Write(function=function))
 
+    async def outside(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Execute a function between two commits and outside any transaction: a checkpoint, for example.
+
+        Raises:
+            TaskforgeError: it failed; for an I/O error of the disk the journal has stopped.
+        """
+        if self._stopping or self._failure is not None:
+            raise UnavailableError("the daemon is stopping; nothing can be written")
+        try:
+            return await self._connection.run(function)
+        except sqlite3.Error as error:
+            if not _error_name(error).startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                self._check_fatal(error)
+            raise _translate(error) from error
+
     async def _commit_for_ever(self) -> None:
         while True:
             await self._wake.wait()
@@ -170,7 +188,7 @@ class Journal:
         stats.durations.observe(took_s)
 
     def _check_fatal(self, error: sqlite3.Error) -> None:
-        if _error_name(error).startswith("SQLITE_FULL"):
+        if _error_name(error).startswith(_FULL):
             _log.error("store.disk_full", hint="free some space; writing goes on by itself")
             return
         self._failure = error
@@ -266,6 +284,6 @@ def _translate(error: BaseException) -> TaskforgeError:
     name = _error_name(error)
     if isinstance(error, (sqlite3.IntegrityError, StaleWriteError)):
         return ConflictError(f"somebody else was faster: {error}", metadata={"cause": name})
-    if name.startswith("SQLITE_FULL"):
+    if name.startswith(_FULL):
         return ResourceExhaustedError("the disk is full; nothing was written", reason="DISK_FULL", retry_after_s=10.0)
     return UnavailableError(f"the database cannot be written: {str(error) or name}", metadata={"cause": name})

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from taskforged.store.backup import BackupError, copy_database
 from taskforged.store.database import connect_reader, connect_writer, schema_version
 from taskforged.store.journal import Journal
 from taskforged.store.sql import QUERIES
 from taskforged.store.threads import ConnectionThread
 
-__all__ = ["SQLITE_VERSION", "Connection", "Row", "Store"]
+__all__ = ["SQLITE_VERSION", "Connection", "Pages", "Row", "Store"]
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 Connection: TypeAlias = sqlite3.Connection
 SQLITE_VERSION = sqlite3.sqlite_version
+
+
+class Pages(NamedTuple):
+    """What a database file consists of. `can_shrink`: it gives free pages back without being rewritten."""
+
+    page_size: int
+    pages: int
+    free_pages: int
+    can_shrink: bool
+
+    @property
+    def used_bytes(self) -> int:
+        """What is in use."""
+        return (self.pages - self.free_pages) * self.page_size
+
 
 READERS = 2
 """Read-only connections: one would let a slow list hold up a watcher; more would only compete for two cores."""
@@ -28,11 +45,18 @@ class Store:
     """Opens and closes everything that touches the database file."""
 
     def __init__(
-        self, path: Path, *, synchronous: str = "FULL", on_failure: Callable[[BaseException], None] = lambda _: None
+        self,
+        path: Path,
+        *,
+        synchronous: str = "FULL",
+        on_failure: Callable[[BaseException], None] = lambda _: None,
+        before_upgrade: Callable[[sqlite3.Connection], None] = lambda _: None,
     ) -> None:
-        """Create a closed store for the database at `path`; `on_failure`: see `Journal`."""
+        """Create a closed store for the database at `path`; see `Journal` and `connect_writer`."""
         self.path = path
-        self._writer = ConnectionThread(lambda: connect_writer(path, synchronous=synchronous))
+        self._writer = ConnectionThread(
+            lambda: connect_writer(path, synchronous=synchronous, before_upgrade=before_upgrade)
+        )
         self._readers = [ConnectionThread(lambda: connect_reader(path)) for _ in range(READERS)]
         self._turn = 0
         self.journal = Journal(self._writer, on_failure=on_failure)
@@ -85,15 +109,81 @@ class Store:
         self.last_no[table] += 1
         return self.last_no[table]
 
+    async def copy(self, path: Path) -> None:
+        """Copy the database while it is in use; see `store.backup`.
+
+        Raises:
+            BackupError: it could not be read or written.
+        """
+        try:
+            await self._writer.run_long(lambda connection, guests: copy_database(connection, path, guests))
+        except sqlite3.Error as error:
+            raise BackupError(f"{path.parent} could not be written: {error}") from error
+
+    async def measure(self) -> Pages:
+        """Answer what the file consists of just now, its log included."""
+        return Pages(*await self.read(_count_pages))
+
+    def table_sizes(self, within_s: float) -> dict[str, int]:
+        """Answer what each table and its indexes take, counted page by page on a connection of its own. Blocks.
+
+        Empty when it would take longer, or when this SQLite cannot count.
+        """
+        deadline = time.monotonic() + within_s
+        connection = connect_reader(self.path)
+        try:
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            return dict(connection.execute(QUERIES["table_sizes"]).fetchall())
+        except sqlite3.Error:
+            return {}
+        finally:
+            connection.close()
+
+    async def checkpoint(self) -> bool:
+        """Move the log into the file and cut it to nothing; False when a reader was in the way."""
+        return await self.journal.outside(_truncate_log)
+
+    async def shrink(self, pages: int) -> None:
+        """Give up to `pages` free pages back to the disk."""
+        await self.journal.outside(lambda c: c.execute(f"PRAGMA incremental_vacuum({pages:d})").fetchall())
+
     def sizes(self) -> tuple[int, int]:
         """Answer the size of the database file and of its write-ahead log, in bytes."""
         return _size(self.path), _size(self.path.with_name(self.path.name + "-wal"))
 
 
+def _count_pages(connection: sqlite3.Connection) -> tuple[int, int, int, bool]:
+    names = ("page_size", "page_count", "freelist_count", "auto_vacuum")
+    size, count, free, vacuum = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+    return size, count, free, vacuum == _INCREMENTAL
+
+
+_INCREMENTAL = 2
+_CHECKPOINT_PATIENCE_MS = 100
+
+
+def _truncate_log(connection: sqlite3.Connection) -> bool:
+    connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
+    try:
+        is_busy: int = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return not is_busy
+    finally:
+        connection.execute("PRAGMA busy_timeout = 5000")
+
+
 def _inspect(connection: sqlite3.Connection) -> tuple[int, dict[str, int]]:
     tables = ("runs", "events", "workflows", "triggers", "tokens", "namespaces", "step_logs")
     newest = {table: f"SELECT coalesce(max(no), 0) FROM {table}" for table in tables}  # noqa: S608  constants
-    return schema_version(connection), {t: connection.execute(sql).fetchone()[0] for t, sql in newest.items()}
+    return schema_version(connection), {
+        table: max(connection.execute(sql).fetchone()[0], _pruned_no(connection, table))
+        for table, sql in newest.items()
+    }
+
+
+def _pruned_no(connection: sqlite3.Connection, table: str) -> int:
+    """Answer the largest number that pruning has seen in a table: the row itself may be gone."""
+    row = connection.execute(QUERIES["meta"], (f"last_no.{table}",)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _size(path: Path) -> int:

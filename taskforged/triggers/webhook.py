@@ -33,6 +33,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from taskforged.control.delivery import Delivery, Gateway, Inbox, Page, Probes, Receipt
+from taskforged.control.pressure import STORAGE_REASONS
 from taskforged.errors import ResourceExhaustedError, UnavailableError
 from taskforged.meters import OTHER, Counts
 from taskforged.triggers.accepting import TlsServer, bind
@@ -485,8 +486,9 @@ class WebhookListener:
         try:
             receipt = await receive(delivery)
         except ResourceExhaustedError as error:
-            # A full disk or queue of ours is none of the sender's doing, too many deliveries are.
-            status, code = (503, "unavailable") if error.reason in _OURS else (429, "resource_exhausted")
+            # Want of room is none of the sender's doing, too many deliveries are.
+            is_ours = error.reason in STORAGE_REASONS
+            status, code = (507, "insufficient_storage") if is_ours else (429, "resource_exhausted")
             return _error(status, code, retry_after_s=error.retry_after_s or 1)
         except UnavailableError:
             return _error(503, "unavailable", retry_after_s=1)
@@ -500,9 +502,6 @@ class WebhookListener:
             await self._inbox.reject(delivery, reason)
         except Exception:  # noqa: BLE001  the boundary of a request: a refusal that cannot be recorded is still a refusal
             _log.exception("refused webhook not recorded", namespace=delivery.namespace, reason=reason)
-
-
-_OURS = frozenset({"DISK_FULL", "DISK_LOW"})
 
 
 def _too_large(limit: int) -> _RefusedError:
@@ -575,6 +574,7 @@ _MESSAGES = {
     "timeout": "the body did not arrive in time",
     "too_large": "the body is too large",
     "unavailable": "not possible right now; come back later",
+    "insufficient_storage": "there is no room for it just now; try again",
     "unsupported_encoding": "send the body without Content-Encoding",
 }
 

@@ -624,7 +624,7 @@ async def test_a_full_disk_takes_nothing_new_and_finishes_what_runs(own):
     own.daemon.env["TASKFORGE_LIMITS_DISK_FREE_MIB"] = str(1 << 30)
     await asyncio.to_thread(own.daemon.start)
     answer = await own.post("in")
-    assert (answer.status, answer.body["error"]["code"]) == (503, "unavailable")
+    assert (answer.status, answer.body["error"]["code"]) == (507, "insufficient_storage")
     assert int(answer.headers["Retry-After"]) == 30
     assert b"disk" not in answer.raw
     said = await own.refused("RESOURCE_EXHAUSTED", "StartRun", workflow="slow")

@@ -1449,7 +1449,7 @@ def test_the_scan_goes_by_its_index(tmp_path):
 
 def test_two_writers_of_one_due_time_cannot_both_win(tmp_path):
     connection = database.connect_writer(tmp_path / "t.db")
-    connection.execute("INSERT INTO workflows VALUES (1, 'wf_1', 1, 'w', 1, 1, 1, 1, NULL, '', '')")
+    connection.execute("INSERT INTO workflows VALUES (1, 'wf_1', 1, 'w', 1, 1, 1, 1, NULL, '', '', '')")
     row = (1, "trg_1", 1, 1, "c", "cron", "", 1, "cron/1", "[]", 100, 200, None)
     connection.execute(QUERIES["insert_trigger"], row)
     settle = QUERIES["settle_schedule"]

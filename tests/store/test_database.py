@@ -178,7 +178,7 @@ def test_hot_queries_go_by_their_index(path, name):
 def test_what_is_history_cannot_be_rewritten(path, statement):
     connection = connect_writer(path)
     connection.execute("INSERT INTO history VALUES (1, 1, 1, 'run.created', '', 0, x'7b7d', zeroblob(32))")
-    connection.execute("INSERT INTO workflows VALUES (1, 'wf_1', 1, 'w', 1, 1, 1, 1, NULL, '', '')")
+    connection.execute("INSERT INTO workflows VALUES (1, 'wf_1', 1, 'w', 1, 1, 1, 1, NULL, '', '', '')")
     connection.execute("INSERT INTO workflow_versions VALUES (1, 1, 'h', 's', 'cel/1', 1, '')")
     connection.execute(
         "INSERT INTO events VALUES (1, 'evt_1', 1, 'webhook', 'p', 'ACCEPTED', '', '', '', '', '{}', '{}', x'', 0, '',"

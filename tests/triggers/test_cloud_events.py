@@ -244,7 +244,7 @@ async def test_no_room_on_the_disk(own):
     own.daemon.env["TASKFORGE_LIMITS_DISK_FREE_MIB"] = str(1 << 30)
     await asyncio.to_thread(own.daemon.start)
     answer = await gate.send(sample())
-    assert (answer.status, answer.headers["Retry-After"]) == (503, "30")
+    assert (answer.status, answer.headers["Retry-After"]) == (507, "30")
     assert (await gate.get()).status == 200
 
 

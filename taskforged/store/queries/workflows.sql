@@ -14,12 +14,13 @@ WHERE w.namespace_no = ? AND w.name > ? AND w.deleted_at IS NULL ORDER BY w.name
 
 -- insert_workflow --
 INSERT INTO workflows (no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency,
-  applied_by)
-VALUES (?, ?, ?, ?, 1, 1, ?, ?, ?, ?)
+  applied_by, retention)
+VALUES (?, ?, ?, ?, 1, 1, ?, ?, ?, ?, ?)
 
 -- bump_workflow --
 -- 0 rows: another version was applied meanwhile.
-UPDATE workflows SET latest = ?, updated_at = ?, concurrency = ?, applied_by = ? WHERE no = ? AND latest = ? AND deleted_at IS NULL
+UPDATE workflows SET latest = ?, updated_at = ?, concurrency = ?, applied_by = ?, retention = ?
+WHERE no = ? AND latest = ? AND deleted_at IS NULL
 
 -- set_applied_by --
 UPDATE workflows SET applied_by = ? WHERE no = ?
@@ -49,5 +50,5 @@ SELECT no, name FROM namespaces
 SELECT coalesce(max(no), 0) + 1 FROM workflows
 
 -- all_workflows --
-SELECT no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency, applied_by FROM workflows
+SELECT no, id, namespace_no, name, active, latest, created_at, updated_at, concurrency, applied_by, retention FROM workflows
 WHERE deleted_at IS NULL
