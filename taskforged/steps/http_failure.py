@@ -66,13 +66,16 @@ _UNKNOWN_AUTHORITY = frozenset({"self-signed certificate", "self-signed certific
 """What OpenSSL says of a certificate whose authority it does not trust."""
 
 
+_WANTS_ANOTHER = frozenset({"HANDSHAKE_FAILURE", "UNKNOWN_CA"})
+"""Alerts of a server that may want a client's certificate, besides those that have CERTIFICATE in their name."""
+
+
 def raise_network(error: Exception, method: str, url: URL, *, is_redirected: bool) -> NoReturn:
     """End the attempt that `error` broke."""
     code, message = next((code, message) for kind, code, message in _NETWORK if isinstance(error, kind))
-    alert = _alert(error)
-    if alert and "CERTIFICATE" in alert:
-        code, message = "tls", "the server does not accept the client's certificate, or wants one (tls.cert, tls.key)"
-    reason = _reason(error)
+    reason, alert = _reason(error), _alert(error)
+    if alert:
+        code, message, reason = "tls", "the server ended TLS", _alert_text(alert)
     text = f"{place_text(method, url)}: {message}" + (f" ({reason})" if reason else "")
     is_connected = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError))
     is_sent = code == "network" and is_connected
@@ -82,17 +85,25 @@ def raise_network(error: Exception, method: str, url: URL, *, is_redirected: boo
 
 
 def _alert(error: BaseException) -> str:
-    """The alert with which the server ended TLS. After a handshake of TLS 1.3 it comes in place of the answer."""
+    """The alert with which the server ended TLS. In TLS 1.3 a missing certificate is told in place of the answer."""
     found: BaseException | None = error
-    while found is not None and not isinstance(found, ssl.SSLError):
+    while found is not None and not (
+        isinstance(found, ssl.SSLError) and hasattr(found, "reason")
+    ):  # aiohttp's have none
         found = found.__cause__ or found.__context__
-    return (getattr(found, "reason", None) or "") if found is not None and "ALERT" in str(found).upper() else ""
+    _, alert, name = (getattr(found, "reason", None) or "").partition("_ALERT_")
+    return name if alert else ""
+
+
+def _alert_text(alert: str) -> str:
+    words = alert.lower().replace("_", " ")
+    hint = "; it may want another certificate of the client: tls.cert and tls.key"
+    return words + hint if "CERTIFICATE" in alert or alert in _WANTS_ANOTHER else words
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        found = error.certificate_error
-        reason = str(getattr(found, "verify_message", "")) or "it does not prove the host"
+        reason = str(getattr(error.certificate_error, "verify_message", ""))
         hint = "; trust its authority with tls.ca, or for all steps with [egress] ca_file"
         return reason + hint if reason in _UNKNOWN_AUTHORITY else reason
     if isinstance(error, aiohttp.ClientHttpProxyError):
