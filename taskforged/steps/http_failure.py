@@ -87,9 +87,8 @@ def raise_network(error: Exception, method: str, url: URL, *, is_redirected: boo
 def _alert(error: BaseException) -> str:
     """The alert with which the server ended TLS. In TLS 1.3 a missing certificate is told in place of the answer."""
     found: BaseException | None = error
-    while found is not None and not (
-        isinstance(found, ssl.SSLError) and hasattr(found, "reason")
-    ):  # aiohttp's have none
+    # Errors of aiohttp are such errors, too, but do not know the reason.
+    while found is not None and not (isinstance(found, ssl.SSLError) and hasattr(found, "reason")):
         found = found.__cause__ or found.__context__
     _, alert, name = (getattr(found, "reason", None) or "").partition("_ALERT_")
     return name if alert else ""
