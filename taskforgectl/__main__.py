@@ -21,9 +21,11 @@ __all__ = ["main", "root"]
 
 _COMMANDS = {
     "init": "Make a home: folder, configuration, key, token.",
-    "up": "Start the daemon in the background.",
+    "up": "Start the daemon.",
     "down": "Stop the daemon.",
+    "restart": "Stop the daemon and start it again.",
     "status": "Show whether the daemon runs, and where.",
+    "logs": "Show what the daemon has logged.",
     "doctor": "Check home, daemon and service, and say how to mend what is wrong.",
     "workflow": "Apply, check, show and draw workflows.",
     "run": "Start, watch, show and steer runs.",

@@ -14,15 +14,22 @@ from taskforgectl.errors import CliError
 __all__ = ["checkup"]
 
 
-def checkup(home: Path, *arguments: str, limit_s: float) -> dict[str, Any]:
+def checkup(home: Path, *arguments: str, limit_s: float, with_variables: bool = True) -> dict[str, Any]:
     """Answer what `python -m taskforged.checkup` says.
+
+    Args:
+        home: the data folder.
+        arguments: further ones of the program.
+        limit_s: how long it may take.
+        with_variables: whether settings in our environment count.
 
     Raises:
         CliError: it is not there, takes too long, or answers something else.
     """
     command = [sys.executable, "-m", "taskforged.checkup", "--home", str(home), *arguments]
     # Not the working folder first: it may hold other people's modules.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {n: v for n, v in os.environ.items() if with_variables or not n.startswith("TASKFORGE_")}
+    environment["PYTHONSAFEPATH"] = "1"
     try:
         done = subprocess.run(  # noqa: S603  our own program, no shell
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False

@@ -14,8 +14,9 @@ from taskforgectl.errors import EXIT_UNREACHABLE, CliError
 from taskforgectl.home import Home, local_home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import note
+from taskforgectl.service.manager import in_charge
 
-__all__ = ["command"]
+__all__ = ["command", "stop"]
 
 _POLL_S = 0.02
 
@@ -23,16 +24,29 @@ _POLL_S = 0.02
 @click.command("down", cls=Verb)
 @click.pass_obj
 def command(settings: Settings) -> None:
-    """Stop the daemon and wait until it has ended. Running steps get their grace. Does nothing when none runs."""
+    """Stop the daemon and wait until it has ended. Running steps get their grace. Does nothing when none runs.
+
+    A service is stopped with its socket; it starts again with the next login or start of the machine, unless
+    `systemctl --user disable taskforged.socket taskforged.service` says otherwise.
+    """
     home = local_home(settings, "down")
     pid = home.daemon_pid()
+    manager = in_charge(home)
+    if manager is not None:
+        manager.stop(settings.timeout_s)
     if pid is None:
         note(settings, f"not running on {home.path}")
         return
-    with contextlib.suppress(ProcessLookupError):  # it ended by itself in this instant
-        os.kill(pid, signal.SIGTERM)
-    _wait_end(settings, home, pid)
+    stop(settings, home, pid)
     note(settings, f"stopped (pid {pid})")
+
+
+def stop(settings: Settings, home: Home, pid: int) -> None:
+    """Ask a daemon to stop, and wait until it has."""
+    if home.daemon_pid() == pid:
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself in this instant
+            os.kill(pid, signal.SIGTERM)
+    _wait_end(settings, home, pid)
 
 
 def _wait_end(settings: Settings, home: Home, pid: int) -> None:

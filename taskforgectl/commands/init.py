@@ -8,6 +8,7 @@ import os
 import secrets
 import string
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,8 @@ from taskforgectl.errors import EXIT_USAGE, CliError
 from taskforgectl.home import Home, local_home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import echo
+from taskforgectl.render.services import tell_setup
+from taskforgectl.service.setup import set_up
 
 __all__ = ["command"]
 
@@ -160,10 +163,15 @@ _CONFIG = """\
 
 @click.command("init", cls=Verb)
 @click.option("--tls", "with_tls", is_flag=True, help="Also make a certificate that clients elsewhere can pin.")
+@click.option("--systemd", "with_systemd", is_flag=True, help="Also install a service of this user, and start it.")
 @click.option("--host", "hosts", multiple=True, metavar="HOST", help="Name or address they come by; repeatable.")
 @click.pass_obj
-def command(settings: Settings, *, with_tls: bool, hosts: tuple[str, ...]) -> None:
-    """Make a home: folder, configuration, key, token. What is there already is left alone."""
+def command(settings: Settings, *, with_tls: bool, with_systemd: bool, hosts: tuple[str, ...]) -> None:
+    """Make a home: folder, configuration, key, token. What is there already is left alone.
+
+    With --systemd two units are installed for the user's own service manager, brought up to date unless they were
+    changed, and started where the manager answers; else it is said what to type.
+    """
     home = local_home(settings, "init")
     if hosts and not with_tls:
         raise CliError("--host is for --tls", code=EXIT_USAGE)
@@ -174,15 +182,22 @@ def command(settings: Settings, *, with_tls: bool, hosts: tuple[str, ...]) -> No
         (made if _write_new(path, content) else kept).append(path)
     if tls:
         (made if tls.pair.made else kept).extend((tls.pair.cert, tls.pair.key))
+    service = set_up(home) if with_systemd else None
     if settings.output == "table":
         _report(home, made, kept)
         if tls:
             tls.tell(config_made=home.config in made)
+        if service:
+            tell_setup(service)
+        else:
+            echo("\nNext: taskforgectl up")
     elif settings.output == "name":
         echo(str(home.path))
     else:
-        report = {"home": str(home.path), "made": [str(p) for p in made], "left_alone": [str(p) for p in kept]}
-        click.echo(json.dumps(report | (tls.report() if tls else {}), indent=2))  # JSON is YAML as well
+        report: dict[str, Any] = {"home": str(home.path)}
+        report |= {"made": [str(path) for path in made], "left_alone": [str(path) for path in kept]}
+        report |= (tls.report() if tls else {}) | (service.report() if service else {})
+        click.echo(json.dumps(report, indent=2))  # JSON is YAML as well
 
 
 def _files(home: Home, config: str) -> list[tuple[Path, str]]:
@@ -243,4 +258,3 @@ def _report(home: Home, made: list[Path], kept: list[Path]) -> None:
         echo(f"left alone  {path}")
     if home.master_key in made:
         echo(f"\nBack up {home.master_key}: without it stored secrets are lost.")
-    echo("\nNext: taskforgectl up")

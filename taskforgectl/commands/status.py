@@ -15,6 +15,8 @@ from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import local_time, show_details
+from taskforgectl.service.manager import in_charge
+from taskforgectl.service.units import SERVICE
 
 __all__ = ["command", "running", "show"]
 
@@ -49,8 +51,10 @@ def running(settings: Settings) -> dict[str, Any]:
 
 
 def show(settings: Settings, info: Item) -> None:
-    """Show it in the format asked for."""
-    show_item(settings, info, key="state", people=lambda one: show_details(settings, _pairs(one)))
+    """Show it, and what the service manager says of the service, where one is in charge of the home."""
+    manager = None if settings.address else in_charge(Home(settings.home))
+    item = {**info, "service": f"{SERVICE}: {manager.state()}" if manager else None}
+    show_item(settings, item, key="state", people=lambda one: show_details(settings, _pairs(one)))
 
 
 def _absent(settings: Settings, state: str) -> dict[str, Any]:
@@ -68,4 +72,5 @@ def _pairs(info: Item) -> list[tuple[str, Any]]:
         ("http", info["http"]),
         ("ready since", local_time(info["start_time"])),
         ("boots", info["boot_epoch"]),
+        ("service", info["service"]),
     ]

@@ -14,8 +14,9 @@ from taskforgectl.errors import EXIT_UNREACHABLE, CliError, RemoteError
 from taskforgectl.home import Home, RunFile, local_home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import note
+from taskforgectl.service.manager import Manager, in_charge
 
-__all__ = ["command"]
+__all__ = ["command", "start", "wait_ready"]
 
 _POLL_S = 0.02
 _TAIL_LINES = 15
@@ -24,15 +25,33 @@ _TAIL_LINES = 15
 @click.command("up", cls=Verb)
 @click.pass_obj
 def command(settings: Settings) -> None:
-    """Start the daemon in the background and wait until it is ready. Does nothing when it runs."""
+    """Start the daemon and wait until it is ready. Does nothing when it runs.
+
+    Where `init --systemd` has installed a service for the home, the user's service manager starts it; else it runs in
+    the background and writes HOME/taskforged.log.
+    """
     home = local_home(settings, "up")
-    deadline = time.monotonic() + settings.timeout_s
     if home.daemon_lives():
-        _wait_ready(settings, home, None, deadline)
+        wait_ready(settings, home, time.monotonic() + settings.timeout_s)
         note(settings, "already running")
     else:
-        _start(settings, home, deadline)
+        start(settings, home, in_charge(home))
     status.show(settings, status.running(settings))
+
+
+def start(settings: Settings, home: Home, manager: Manager | None) -> None:
+    """Start a daemon by its manager, or in the background without one; returns when it is ready."""
+    deadline = time.monotonic() + settings.timeout_s
+    if manager is None:
+        _start(settings, home, deadline)
+    else:
+        manager.start(settings.timeout_s)
+        wait_ready(settings, home, deadline)
+
+
+def wait_ready(settings: Settings, home: Home, deadline: float) -> None:
+    """Wait until the daemon that holds the home answers."""
+    _wait_ready(settings, home, None, deadline)
 
 
 def _start(settings: Settings, home: Home, deadline: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from taskforgectl.doctor.files import check_file_system, check_folder, check_log, check_permissions
 from taskforgectl.doctor.model import Check
 from taskforgectl.doctor.process import check_daemon, check_ports, check_version
+from taskforgectl.doctor.service import check_service, check_units
 
 __all__ = ["LOCAL", "REMOTE"]
 
@@ -21,5 +22,7 @@ LOCAL: Mapping[str, Check] = {
     "ports": check_ports,
     "client": check_version,
     "log": check_log,
+    "units": check_units,
+    "service": check_service,
 }
 """What is checked where the home is on this machine, in the order in which it is shown."""

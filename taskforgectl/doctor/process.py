@@ -13,6 +13,8 @@ from taskforgectl import __version__
 from taskforgectl.doctor.model import Finding, Ground, error, ok, warning
 from taskforgectl.errors import CliError
 from taskforgectl.home import RunFile
+from taskforgectl.service.manager import in_charge
+from taskforgectl.service.units import SOCKET
 
 __all__ = ["check_daemon", "check_ports", "check_version"]
 
@@ -63,7 +65,7 @@ def check_ports(ground: Ground) -> Iterator[Finding]:
     for name in ("grpc.listen", "http.listen"):
         address = str(ground.config.get(name, ""))
         if address and not address.endswith(":0"):
-            yield from _free(name, address)
+            yield from _free(ground, name, address)
 
 
 def _is_socket(ground: Ground) -> bool:
@@ -92,7 +94,11 @@ def _answering(base: str) -> Iterator[Finding]:
         connection.close()
 
 
-def _free(name: str, address: str) -> Iterator[Finding]:
+def _free(ground: Ground, name: str, address: str) -> Iterator[Finding]:
+    manager = in_charge(ground.home)
+    if name == "http.listen" and manager is not None and manager.state(SOCKET) == "active":
+        yield ok(f"{address} is held by {SOCKET}")
+        return
     host, _, port = address.rpartition(":")
     section, _, key = name.partition(".")
     try:
