@@ -76,6 +76,8 @@ protos-check: $(STAMP) ## fail when the stubs are not those of the protos
 docs: $(STAMP) ## write the pages that are made from code
 	@$(BIN)/python -m taskforgectl.reference > docs/cli.md.new && mv docs/cli.md.new docs/cli.md
 	@$(BIN)/python -m taskforged.testing.states_doc > docs/states.md.new && mv docs/states.md.new docs/states.md
+	@$(BIN)/python -m tools.grpc_reference > docs/grpc.md.new && mv docs/grpc.md.new docs/grpc.md
+	@$(BIN)/python -m tools.language_reference > docs/language-keys.md.new && mv docs/language-keys.md.new docs/language-keys.md
 
 .PHONY: bench
 bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARGS="--quick" for a short look)

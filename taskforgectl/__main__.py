@@ -77,13 +77,15 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    settings = Settings()
     if _COMPLETE in os.environ:
         importlib.import_module("taskforgectl.shells")  # knows bash better than click does
     try:
-        code = root().main(prog_name="taskforgectl", standalone_mode=False, obj=Settings())
+        with _help_pager():
+            code = root().main(prog_name="taskforgectl", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except CliError as error:
-        return _fail(error)
+        return _fail(_meant(settings, error))
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return EXIT_USAGE
@@ -103,6 +105,26 @@ def _run() -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(CliError(f"{place}{error.strerror or error}"))
     return code if isinstance(code, int) else 0
+
+
+def _help_pager() -> contextlib.AbstractContextManager[None]:
+    """Answer what pages help, when help is asked for; all other output sees to itself."""
+    program = Settings().pager
+    if not program or "--no-pager" in sys.argv or not {"-h", "--help"} & set(sys.argv):
+        return contextlib.nullcontext()
+    from taskforgectl.render.pager import paged  # noqa: PLC0415  takes a while to load
+
+    return paged(program)
+
+
+def _meant(settings: Settings, error: CliError) -> CliError:
+    """Answer the error with a hint at the name that was meant, if one is like it."""
+    if not isinstance(error, RemoteError) or error.status != "NOT_FOUND" or not error.metadata:
+        return error
+    from taskforgectl.names import likely  # noqa: PLC0415  loads gRPC, which whoever got this error has loaded
+
+    error.hint = likely(settings, error.metadata) or error.hint
+    return error
 
 
 def _fail(error: CliError) -> int:

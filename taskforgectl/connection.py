@@ -223,19 +223,24 @@ def _remote(error: Any, timeout_s: float) -> RemoteError:
         message = f"the daemon did not answer within {timeout_s:g} s"
     elif status == "UNAVAILABLE" and "connect" in message.lower():
         message = f"the daemon is not to be reached: {message}"
-    return RemoteError(status, message, _violations(error))
+    return RemoteError(status, message, *_details(error))
 
 
-def _violations(error: Any) -> list[Violation]:
+def _details(error: Any) -> tuple[list[Violation], dict[str, str]]:
+    """Answer the faults of the request and what else the daemon says of it."""
+    violations: list[Violation] = []
+    metadata: dict[str, str] = {}
     try:
         status = rpc_status.from_call(error)
     except ValueError:  # details that contradict the status: not from a daemon of ours
-        return []
-    request = error_details_pb2.BadRequest()
+        return violations, metadata
+    request, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():
         if detail.Unpack(request):
-            return [_violation(one.field, one.description) for one in request.field_violations]
-    return []
+            violations = [_violation(one.field, one.description) for one in request.field_violations]
+        elif detail.Unpack(info):
+            metadata = dict(info.metadata)
+    return violations, metadata
 
 
 def _violation(path: str, description: str) -> Violation:

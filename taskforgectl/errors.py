@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = [
@@ -115,9 +116,22 @@ class Violation(NamedTuple):
 
 
 class RemoteError(CliError):
-    """The daemon refused, or could not be reached. `status` is the name of the gRPC status."""
+    """The daemon refused, or could not be reached.
 
-    def __init__(self, status: str, message: str, violations: Sequence[Violation] = ()) -> None:
+    Attributes:
+        status: name of the gRPC status.
+        violations: faults of the request.
+        metadata: what else is said, such as which thing does not exist.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        message: str,
+        violations: Sequence[Violation] = (),
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(message, hint=_HINTS.get(status, ""), code=exit_code(status))
         self.status = status
         self.violations = tuple(violations)
+        self.metadata = metadata

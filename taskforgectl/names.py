@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,14 +27,16 @@ from taskforge.v1.trigger_service_pb2_grpc import TriggerServiceStub
 from taskforge.v1.workflow_service_pb2_grpc import WorkflowServiceStub
 
 from taskforgectl.connection import Connection
+from taskforgectl.errors import CliError
 from taskforgectl.options import Settings
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 
-__all__ = ["Known", "names"]
+__all__ = ["Known", "likely", "names"]
 
 _MOST = 200
 _RUNS_MOST = 50
+_LIKELY_S = 2.0
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/\[\]@+-]+")
 """What a shell can take as it is. Nothing that the daemon keeps is named otherwise."""
 
@@ -61,6 +64,27 @@ def names(settings: Settings, kind: str, prefix: str, given: Mapping[str, Any]) 
         found = list(_KINDS[kind](connection, settings, given))
     fitting = (one for one in found if one.name.startswith(prefix) and _PLAIN.fullmatch(one.name))
     return [Known(one.name, safe_line(one.note)) for one in fitting]
+
+
+def likely(settings: Settings, metadata: Mapping[str, str]) -> str:
+    """Answer a hint at what was meant by a name that does not exist; empty when nothing is like it.
+
+    Args:
+        settings: where to ask.
+        metadata: of the daemon's NOT_FOUND: the name by its kind.
+    """
+    kind = next((one for one in metadata if one in _KINDS), "")
+    if not kind or kind == "step":
+        return ""
+    settings.give("timeout", _LIKELY_S)
+    try:
+        known = [one.name for one in names(settings, kind, "", {})]
+    except CliError:  # not for this token, or the daemon is away by now
+        return ""
+    if metadata[kind] in known:  # it is there, and something of it is not
+        return ""
+    like = difflib.get_close_matches(metadata[kind], known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, like))}?" if like else ""
 
 
 def _workflows(connection: Connection, settings: Settings, _: Mapping[str, Any]) -> Iterable[Known]:

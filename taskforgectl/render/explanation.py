@@ -33,7 +33,7 @@ def _reason_lines(reason: Item) -> Iterator[str]:
 def _facts(reason: Item) -> Iterator[tuple[str, str]]:
     yield "until", local_time(reason["until"])
     if reason["limit_name"]:
-        yield "limit", f"{reason['limit_name']} = {reason['limit']}"
+        yield "limit", f"{reason['limit_name']} = {reason['limit']}" if reason["limit"] else reason["limit_name"]
     if reason["position"]:
         yield "ahead", str(reason["position"])
     yield "held by", ", ".join(reason["holders"])

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from taskforgectl.options import Settings
+from taskforgectl.render.pager import paged
 from taskforgectl.render.safe import safe_json, safe_line, safe_lines
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "note",
     "show_item",
     "show_list",
+    "tell_deleted",
     "tell_interruption",
 ]
 
@@ -54,6 +56,12 @@ def note(settings: Settings, text: str) -> None:
         echo(text)
 
 
+def tell_deleted(settings: Settings, name: str) -> None:
+    """Show that something is gone."""
+    item = {"name": name, "deleted": True}
+    show_item(settings, item, key="name", people=lambda _: echo_parts(name, "deleted"))
+
+
 def tell_interruption(reason: str) -> None:
     """Say on stderr that the daemon is away and is looked for."""
     click.echo(f"reconnecting… ({safe_line(reason)})", err=True)
@@ -61,23 +69,25 @@ def tell_interruption(reason: str) -> None:
 
 def show_list(settings: Settings, items: Sequence[Item], *, key: Key, table: Callable[[Sequence[Item]], None]) -> None:
     """Show rows: a JSON array, YAML, the bare keys, or what `table` makes of them."""
-    if settings.output == "name":
-        for item in items:
-            echo_name(item, key)
-    elif settings.output == "table":
-        table(items)
-    else:
-        _dump(settings, list(items))
+    with paged(settings.pager):
+        if settings.output == "name":
+            for item in items:
+                echo_name(item, key)
+        elif settings.output == "table":
+            table(items)
+        else:
+            _dump(settings, list(items))
 
 
 def show_item(settings: Settings, item: Item, *, key: Key, people: Callable[[Item], None]) -> None:
     """Show one thing: a JSON object, YAML, its bare key, or what `people` makes of it."""
-    if settings.output == "name":
-        echo_name(item, key)
-    elif settings.output == "table":
-        people(item)
-    else:
-        _dump(settings, dict(item))
+    with paged(settings.pager):
+        if settings.output == "name":
+            echo_name(item, key)
+        elif settings.output == "table":
+            people(item)
+        else:
+            _dump(settings, dict(item))
 
 
 def echo_json_line(item: Item) -> None:

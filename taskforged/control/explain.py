@@ -458,8 +458,14 @@ class _Explainer:
             message = f"failed {took}: {_error(failing)}"
         message += f"; {retried_by} retries it" if retried_by else ""
         step = failing.get("step", "") if failing and run.state is not RunState.CANCELLED else ""
-        hint = self._command("run show", retried_by) if retried_by else self._command("run retry", run.run_id)
+        hint = self._command("run show", retried_by) if retried_by else self._after_end(step)
         return Reason(_K.ENDED, message, step, hint=hint)
+
+    def _after_end(self, step: str) -> str:
+        """Answer what to do about the end: retry what ran out of attempts, else look at why it failed."""
+        if self._run.state is RunState.DEAD:
+            return self._command("run retry", self._run.run_id)
+        return self._logs_of(step) if self._run.state is RunState.FAILED and step else ""
 
     def _failed_aside(self) -> Iterator[Reason]:
         """Yield what failed while the failure was handled: somebody has to clear that up by hand."""

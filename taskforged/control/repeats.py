@@ -24,6 +24,7 @@ from taskforged.errors import (
     ConflictError,
     FailedPreconditionError,
     InvalidArgumentError,
+    NotFoundError,
     Violation,
 )
 from taskforged.jsonvalue import canonical
@@ -137,6 +138,11 @@ class Repeats:
         if request.newest and request.version:
             raise invalid("version", "and newest_version exclude each other")
         version = workflow.latest if request.newest else request.version or row.version
+        if version > workflow.latest:
+            raise NotFoundError(
+                f"workflow {workflow.name!r} has no version {version}; the newest is {workflow.latest}",
+                metadata={"workflow": workflow.name, "version": str(version)},
+            )
         before = await self._workflows.definition(row.workflow_no, row.version)
         after = await self._workflows.definition(row.workflow_no, version)
         pinned: dict[str, Json] = {}

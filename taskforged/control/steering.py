@@ -169,8 +169,23 @@ class Steering:
             raise invalid("output_json", "is possible only for a step that succeeded")
         row = await self._views.row(principal, run_id)
         output = _payload(output_json, "output_json")
+        if row.ended_at is None:
+            await self._check_undecided(principal, run_id, step)
         await self._deliver(row, ResolveStep(step, outcome, principal.name, output, comment))
         return await self._views.get(principal, run_id)
+
+    async def _check_undecided(self, principal: Principal, run_id: str, step: str) -> None:
+        """Refuse a step that needs no decision in words of its own; the engine would refuse it as well."""
+        run = (await self._views.get(principal, run_id)).run
+        known = run.steps.get(step) if run else None
+        if known is not None and known.state is StepState.NEEDS_DECISION:
+            return
+        where = f"step {step!r} of {run_id}"
+        state = f"{where} is {known.state.value}" if known else f"{where} was not reached"
+        raise FailedPreconditionError(
+            f"{state} and needs no decision; `taskforgectl run steps {run_id} --state needs_decision` shows what does",
+            metadata={"run": run_id, "step": step},
+        )
 
     async def _deliver(self, row: RunRow, fact: Fact) -> None:
         if row.ended_at is not None:

@@ -395,14 +395,28 @@ def _is_once(step: Step) -> bool:
     return isinstance(step.spec, ActivitySpec) and step.spec.effect is Effect.ONCE
 
 
+def _root_cause(error: Mapping[str, Json]) -> tuple[str, Mapping[str, Json]]:
+    """Answer the run in which a chain of failed sub-workflows begins, empty for the child itself, and its error."""
+    below = ""
+    while str(error.get("code", "")).startswith("child_"):
+        details = error.get("details")
+        inner = details.get("error") if isinstance(details, Mapping) else None
+        if not isinstance(inner, Mapping):
+            break
+        below, error = str(details.get("run_id", "")) if isinstance(details, Mapping) else "", inner
+    return below, error
+
+
 def _child_error(step: StepRun, fact: ChildEnded) -> dict[str, Json]:
     """Answer the error of a step whose sub-workflow did not succeed."""
     error = fact.error or {}
     if fact.state == RunState.CANCELLED:
         code, message = "child_cancelled", f"the sub-workflow {step.child} was cancelled"
     elif fact.state:
-        why = error.get("message", "it failed")
-        code, message = f"child_{fact.state.lower()}", f"the sub-workflow {step.child} is {fact.state}: {why}"
+        below, cause = _root_cause(error)
+        since = f", because of {below}" if below else ""
+        why = cause.get("message", "it failed")
+        code, message = f"child_{fact.state.lower()}", f"the sub-workflow {step.child} is {fact.state}{since}: {why}"
     else:  # it could not be started
         code, message = error.get("code", "child_failed"), error.get("message", "the sub-workflow could not be started")
     return {

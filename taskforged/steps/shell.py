@@ -28,6 +28,7 @@ import os
 import re
 import resource
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -307,8 +308,8 @@ class ShellExecutor:
 def _how_to_allow(name: str) -> str:
     path = name if name.startswith("/") else f"/usr/bin/{name}"
     return (
-        f"to allow it, write allow = [{json.dumps(path)}] below [shell] in config.toml, or the variable "
-        "TASKFORGE_SHELL_ALLOW, and restart the daemon"
+        f"to allow it, write allow = [{json.dumps(path)}] below [shell] in config.toml, or set "
+        f"TASKFORGE_SHELL_ALLOW={shlex.quote(path)}, with : between several, and restart the daemon"
     )
 
 

@@ -15,7 +15,7 @@ from taskforgectl.kinds import NAMESPACE
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import Listing, collect, listing_options
-from taskforgectl.render.output import Item, echo, note, show_item
+from taskforgectl.render.output import Item, echo, show_item, tell_deleted
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, local_time, show_details, tabled
 from taskforgectl.watching import show_listing
@@ -139,7 +139,7 @@ def delete(settings: Settings, name: str) -> None:
     """Delete a namespace that has nothing in it any more."""
     with Connection(settings) as connection:
         connection.tell(connection.stub(NamespaceServiceStub).DeleteNamespace, pb.DeleteNamespaceRequest(name=name))
-    note(settings, f"{name}  deleted")
+    tell_deleted(settings, name)
 
 
 verbs = tuple(command.commands.values())

@@ -14,7 +14,7 @@ from taskforgectl.kinds import QUEUE
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import Listing, collect, listing_options
-from taskforgectl.render.output import Item, echo, note, show_item
+from taskforgectl.render.output import Item, echo, show_item, tell_deleted
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, local_time, show_details, tabled, when
 from taskforgectl.watching import show_listing
@@ -127,6 +127,9 @@ def resume(settings: Settings, name: str) -> None:
 
 
 def _set_paused(settings: Settings, name: str, *, paused: bool) -> None:
+    with Connection(settings) as connection:  # setting would make a queue of a name that is mistyped
+        method = connection.stub(QueueServiceStub).GetQueue
+        connection.ask(method, pb.GetQueueRequest(namespace=settings.namespace, name=name))
     request = pb.SetQueueRequest(namespace=settings.namespace, name=name, paused=paused)
     _set(settings, request, "paused" if paused else "resumed")
 
@@ -145,7 +148,7 @@ def delete(settings: Settings, name: str) -> None:
     with Connection(settings) as connection:
         method = connection.stub(QueueServiceStub).DeleteQueue
         connection.tell(method, pb.DeleteQueueRequest(namespace=settings.namespace, name=name))
-    note(settings, f"{name}  deleted")
+    tell_deleted(settings, name)
 
 
 verbs = tuple(command.commands.values())

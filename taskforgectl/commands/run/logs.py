@@ -22,6 +22,7 @@ from taskforgectl.options import Settings, Verb
 from taskforgectl.paging import reconnect_option
 from taskforgectl.render.logs import log_line
 from taskforgectl.render.output import echo_json_line, note, show_list, tell_interruption
+from taskforgectl.render.pager import paged
 from taskforgectl.render.plain import plain
 
 __all__ = ["verbs"]
@@ -77,10 +78,11 @@ def _logs(
 def _show_pages(settings: Settings, run_id: str, step: str, limit: int, *, timestamps: bool) -> None:
     """Show page by page: a log may be larger than the memory."""
     is_empty = True
-    for page in _pages(settings, run_id, step, limit):
-        for entry in page:
-            is_empty = False
-            click.echo(log_line(plain(entry), alone=bool(step), timestamps=timestamps))
+    with paged(settings.pager):
+        for page in _pages(settings, run_id, step, limit):
+            for entry in page:
+                is_empty = False
+                click.echo(log_line(plain(entry), alone=bool(step), timestamps=timestamps))
     if is_empty:
         _check_step(settings, run_id, step)
         note(settings, "no logs; only steps with executors write some, and `run steps` tells which were reached")

@@ -17,7 +17,7 @@ from taskforgectl.kinds import FILE, SECRET
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import Listing, collect, listing_options
-from taskforgectl.render.output import Item, echo, note, show_item
+from taskforgectl.render.output import Item, echo, show_item, tell_deleted
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, tabled, when
 from taskforgectl.watching import show_listing
@@ -97,7 +97,7 @@ def delete(settings: Settings, name: str) -> None:
     with Connection(settings) as connection:
         method = connection.stub(SecretServiceStub).DeleteSecret
         connection.tell(method, pb.DeleteSecretRequest(namespace=settings.namespace, name=name))
-    note(settings, f"{name}  deleted")
+    tell_deleted(settings, name)
 
 
 verbs = tuple(command.commands.values())

@@ -17,7 +17,7 @@ from taskforgectl.kinds import FILE, WORKFLOW
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import Listing, collect, listing_options
-from taskforgectl.render.output import Item, echo, echo_text, note, show_item, show_list
+from taskforgectl.render.output import Item, echo, echo_text, show_item, show_list, tell_deleted
 from taskforgectl.render.plain import plain
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import Column, local_time, show_details, show_table, tabled, when
@@ -286,7 +286,7 @@ def delete(settings: Settings, name: str) -> None:
     with Connection(settings) as connection:
         method = connection.stub(WorkflowServiceStub).DeleteWorkflow
         connection.tell(method, pb.DeleteWorkflowRequest(namespace=settings.namespace, name=name))
-    note(settings, f"{name}  deleted")
+    tell_deleted(settings, name)
 
 
 verbs = tuple(command.commands.values())
