@@ -20,7 +20,7 @@ _HEAD = """\
 # The gRPC API
 
 Package `taskforge.v1`. The daemon listens on a unix socket in its home and on a TCP address. `taskforgectl status`
-shows both. Every call carries a token as the metadata `authorization: Bearer tfk_…`. Each method below names the role that
+shows both. Every call carries a token as the metadata `authorization: Bearer tfk_…`. Each method names the role that
 the token needs; the roles are `admin`, `operator`, `trigger`, `viewer` and `worker`. Health checks (`grpc.health.v1`)
 need no token, and server reflection needs any.
 
