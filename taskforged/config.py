@@ -250,6 +250,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("log", "files", 4, _integer(0, 1000), "full ones that are kept"),
     Setting("metrics", "open", False, _switch, "true: scrapers on this machine read /metrics without a token"),
     Setting("metrics", "names", 100, _integer(1, 10_000), "namespaces with a workflow or queue that metrics name"),
+    Setting("limits", "stuck_scan", 60.0, _seconds(0, 86_400), "seconds between two looks for stuck runs; 0: never"),
     Setting("log", "stall", 2.0, _seconds(0, 3600), "log where the event loop stands when it is blocked for longer"),
 )
 

@@ -155,6 +155,8 @@ class Daemon:
         lost = await parts.runner.start(self.info.boot_epoch)
         await parts.timers.start()
         stack.push_async_callback(parts.timers.stop)
+        await parts.stuck.start()
+        stack.push_async_callback(parts.stuck.stop)
         await parts.consumer.start()
         stack.push_async_callback(parts.consumer.stop)
         await parts.scheduler.start()

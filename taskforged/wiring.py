@@ -36,6 +36,7 @@ from taskforged.control.secrets import Secrets
 from taskforged.control.starting import Starter
 from taskforged.control.steering import Steering
 from taskforged.control.storage import Storage
+from taskforged.control.stuck import StuckDetector
 from taskforged.control.system import Info, System
 from taskforged.control.trigger_book import TriggerBook
 from taskforged.control.triggers import Triggers
@@ -95,6 +96,7 @@ class Parts:
     audit: Audit
     pulse: Pulse
     storage: Storage
+    stuck: StuckDetector
 
 
 @dataclass(slots=True)
@@ -131,6 +133,7 @@ class _Host:
     queues: Queues
     starter: Starter
     views: RunViews
+    stuck: StuckDetector
 
 
 @dataclass(slots=True)
@@ -172,6 +175,7 @@ def build(config: Config, clock: Clock, store: Store, info: Info, keys: KeySourc
         audit=base.audit,
         pulse=base.pulse,
         storage=base.storage,
+        stuck=host.stuck,
     )
 
 
@@ -254,7 +258,8 @@ def _build_host(base: _Base) -> _Host:
         queue_exists=queues.exists,
     )
     views = RunViews(store=store, access=base.access, workflows=workflows, feed=base.feed)
-    return _Host(runner, book, executors, namespaces, queues, starter, views)
+    stuck = StuckDetector(store=store, clock=clock, runner=runner, pause_s=config("limits", "stuck_scan"))
+    return _Host(runner, book, executors, namespaces, queues, starter, views, stuck)
 
 
 def _build_outbound(config: Config, info: Info) -> Outbound:
@@ -384,7 +389,8 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
             limits=base.limits,
             views=views,
         ),
-        doctor=Doctor(base.config, Live(info=base.info, clock=clock, runner=runner)),
+        doctor=Doctor(base.config, Live(info=base.info, clock=clock, runner=runner, stuck=host.stuck)),
+        stuck=host.stuck,
         meters=base.meters,
     )
 
@@ -400,6 +406,7 @@ def _build_probes(base: _Base, host: _Host, reactions: _Reactions) -> ProbePages
         access=base.access,
         info=base.info,
         health=base.health,
+        stuck=host.stuck,
     )
     metrics = Metrics(sources, names=base.config("metrics", "names"))
     return ProbePages(health=base.health, metrics=metrics, access=base.access, is_open=base.config("metrics", "open"))

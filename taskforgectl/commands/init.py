@@ -107,6 +107,8 @@ _CONFIG = """\
 # causal_depth = 16
 # Disk space in MiB that new work leaves free; 0: none.
 # disk_free_mib = 64
+# Seconds between two looks for runs that nothing will ever move; 0: never.
+# stuck_scan = 60.0
 
 [shell]
 # Absolute paths of the programs that shell steps may execute, for example ["/usr/bin/git"].

@@ -15,6 +15,7 @@ import structlog
 
 from taskforged.clock import Clock
 from taskforged.config import Config
+from taskforged.control.stuck import StuckDetector
 from taskforged.control.system import Info
 from taskforged.errors import CorruptStoreError, TaskforgeError
 from taskforged.host.runner import Runner
@@ -65,6 +66,7 @@ class Live(NamedTuple):
     info: Info
     clock: Clock
     runner: Runner
+    stuck: StuckDetector
 
 
 @dataclass(frozen=True, slots=True)

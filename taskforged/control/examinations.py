@@ -262,6 +262,21 @@ async def _triggers(subject: Subject) -> Sequence[Finding]:
     )
 
 
+async def _stuck_runs(subject: Subject) -> Sequence[Finding]:
+    if subject.live is None:
+        return ok("only a running daemon knows whether a run is stuck")
+    stuck, overdue = subject.live.stuck.found.values(), subject.live.stuck.overdue
+    late = ", ".join(f"{count:,} {kind}s" for kind, count in overdue.items() if count)
+    found: list[Finding] = []
+    if stuck:
+        names = few([f"{one.run_id} ({one.diagnosis})" for one in stuck])
+        remedy = "restore a backup, if rows were lost; `taskforgectl run verify RUN` tells whether the history is whole"
+        found += error(f"runs that nothing will move: {names}", remedy)
+    if late:
+        found += error(f"overdue by more than a minute: {late}", "look at the log; a restart finds everything again")
+    return found or ok("no run is stuck")
+
+
 CHECKS: Mapping[str, Check] = {
     "config": _config,
     "versions": _versions,
@@ -276,6 +291,7 @@ CHECKS: Mapping[str, Check] = {
     "webhooks": _webhooks,
     "tokens": _tokens,
     "triggers": _triggers,
+    "runs": _stuck_runs,
 }
 """The checks by name, in the order in which they are shown."""
 

@@ -235,6 +235,10 @@ class Admission:
         namespace = self._namespaces.get(namespace_no)
         return 0 if namespace is None else namespace.waiting
 
+    def knows(self, no: int) -> bool:
+        """Whether a run has a slot or waits for one."""
+        return no in self._pending or no in self._admitted
+
     def group_members(self, namespace_no: int, group: str) -> tuple[list[int], list[int]]:
         """Answer who runs and who waits in a group, each oldest first."""
         namespace = self._namespaces.get(namespace_no)

@@ -341,6 +341,18 @@ class Runner:
             except TaskforgeError:
                 return
 
+    def is_busy(self, no: int) -> bool:
+        """Whether something of a run is under way in memory: mail, a commit, an attempt, its being read."""
+        entry = self._entries.get(no)
+        if entry is None:
+            return no in self._loading or no in self._admitted
+        return entry.committing or bool(entry.mailbox) or bool(entry.attempts)
+
+    def executes(self, no: int, seq: int) -> bool:
+        """Whether a claimed command is being executed, or on its way to be."""
+        entry = self._entries.get(no)
+        return no in self._loading or (entry is not None and (entry.committing or seq in entry.attempts))
+
     def open_entries(self) -> int:
         """How many runs are held in memory."""
         return len(self._entries)

@@ -113,6 +113,7 @@ NEEDS: dict[str, Role | None] = {
     f"{_V1}StorageService/ListBackups": Role.ADMIN,
     f"{_V1}SystemService/GetInfo": None,
     f"{_V1}SystemService/GetStats": Role.VIEWER,
+    f"{_V1}SystemService/ListStuckRuns": Role.VIEWER,
     f"{_V1}SystemService/GetConfig": Role.ADMIN,
     f"{_V1}SystemService/Diagnose": Role.ADMIN,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,

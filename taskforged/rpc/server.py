@@ -57,6 +57,7 @@ from taskforged.control.runs import Runs
 from taskforged.control.secrets import Secrets
 from taskforged.control.steering import Steering
 from taskforged.control.storage import Storage
+from taskforged.control.stuck import StuckDetector
 from taskforged.control.system import System
 from taskforged.control.triggers import Triggers
 from taskforged.control.verifying import Verifier
@@ -140,6 +141,7 @@ class Controls:
     dead_letters: DeadLetters
     logs: RunLogs
     explainer: Explainer
+    stuck: StuckDetector
     doctor: Doctor
     meters: DoorMeters
     storage: Storage
@@ -185,7 +187,9 @@ class RpcServer:
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenServicer(c.access), self._server)
         audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(c.audit, c.access), self._server)
         secret_service_pb2_grpc.add_SecretServiceServicer_to_server(SecretServicer(c.secrets, c.access), self._server)
-        system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(c.system, c.doctor), self._server)
+        system_service_pb2_grpc.add_SystemServiceServicer_to_server(
+            SystemServicer(c.system, c.doctor, c.stuck, c.access), self._server
+        )
         self._add_tenancy(c)
         storage = StorageServicer(c.storage, c.workflows, c.access)
         storage_service_pb2_grpc.add_StorageServiceServicer_to_server(storage, self._server)

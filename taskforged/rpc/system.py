@@ -8,9 +8,11 @@ from taskforge.v1 import system_pb2
 from taskforge.v1 import system_service_pb2 as pb
 from taskforge.v1 import system_service_pb2_grpc as grpc_base
 
+from taskforged.control.access import Access
 from taskforged.control.diagnosis import Finding
 from taskforged.control.doctor import Doctor
 from taskforged.control.settings import SettingView
+from taskforged.control.stuck import StuckDetector, StuckRun
 from taskforged.control.system import System
 from taskforged.rpc import convert
 from taskforged.rpc.guard import caller
@@ -21,9 +23,11 @@ __all__ = ["SystemServicer"]
 class SystemServicer(grpc_base.SystemServiceServicer):
     """Check, call control, convert."""
 
-    def __init__(self, system: System, doctor: Doctor) -> None:
+    def __init__(self, system: System, doctor: Doctor, stuck: StuckDetector, access: Access) -> None:
         self._system = system
         self._doctor = doctor
+        self._stuck = stuck
+        self._access = access
 
     async def GetInfo(self, _: pb.GetInfoRequest, __: Any) -> pb.GetInfoResponse:
         info = self._system.info()
@@ -42,6 +46,23 @@ class SystemServicer(grpc_base.SystemServiceServicer):
 
     async def GetStats(self, _: pb.GetStatsRequest, __: Any) -> pb.GetStatsResponse:
         return pb.GetStatsResponse(**await self._system.stats())
+
+    async def ListStuckRuns(self, request: pb.ListStuckRunsRequest, _: Any) -> pb.ListStuckRunsResponse:
+        only = self._access.enter(caller(), request.namespace) if request.namespace else None
+        found = sorted(self._stuck.found.values())
+        shown = [one for one in found if only in (None, one.namespace_no) and caller().sees(one.namespace_no)]
+        return pb.ListStuckRunsResponse(runs=[self._stuck_run(one) for one in shown], looks=self._stuck.looks)
+
+    def _stuck_run(self, one: StuckRun) -> system_pb2.StuckRun:
+        return system_pb2.StuckRun(
+            id=one.run_id,
+            namespace=self._access.namespace_name(one.namespace_no),
+            workflow=one.workflow,
+            state=one.state,
+            reason=one.reason,
+            diagnosis=one.diagnosis,
+            since=convert.stamp(one.since),
+        )
 
     async def GetConfig(self, _: pb.GetConfigRequest, __: Any) -> pb.GetConfigResponse:
         file, settings = self._doctor.settings(caller())

@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from taskforged.control.access import Access
 from taskforged.control.health import Health
 from taskforged.control.schedules import Lateness
+from taskforged.control.stuck import REASONS, StuckDetector
 from taskforged.control.system import Info
 from taskforged.host.feed import Feed
 from taskforged.host.pulse import Pulse
@@ -56,6 +57,7 @@ class Sources:
     access: Access
     info: Info
     health: Health
+    stuck: StuckDetector
 
 
 class Metrics:
@@ -99,7 +101,12 @@ class Metrics:
 
     def _runs(self) -> Page:
         meters = self._from.runner.meters
+        stuck: dict[Key, float] = {(reason,): 0 for reason in REASONS}
+        for one in self._from.stuck.found.values():
+            stuck[one.reason,] += 1
         return {
+            "stuck_runs": stuck,
+            "overdue_items": {(kind,): count for kind, count in self._from.stuck.overdue.items()},
             "runs_created": _copy(meters.created.by_key),
             "runs_ended": _copy(meters.ended.by_key),
             "run_duration_seconds": _copies(meters.durations.by_key),

@@ -84,6 +84,7 @@ class World:
                     "secrets",
                     "system",
                     "doctor",
+                    "stuck",
                     "logs",
                     "explainer",
                     "bus",

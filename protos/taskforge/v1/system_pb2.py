@@ -22,21 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19taskforge/v1/system.proto\x12\x0ctaskforge.v1\"\xcc\x01\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x30\n\x08severity\x18\x02 \x01(\x0e\x32\x1e.taskforge.v1.Finding.Severity\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"_\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\"\xfb\x01\n\x07Setting\x12\x0f\n\x07section\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\nvalue_json\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x04 \x01(\t\x12,\n\x06source\x18\x05 \x01(\x0e\x32\x1c.taskforge.v1.Setting.Source\x12\x10\n\x08variable\x18\x06 \x01(\t\x12\x0c\n\x04help\x18\x07 \x01(\t\"Z\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_DEFAULT\x10\x01\x12\x0f\n\x0bSOURCE_FILE\x10\x02\x12\x13\n\x0fSOURCE_VARIABLE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19taskforge/v1/system.proto\x12\x0ctaskforge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\x30\n\x08severity\x18\x02 \x01(\x0e\x32\x1e.taskforge.v1.Finding.Severity\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\"_\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSEVERITY_OK\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\"\xfb\x01\n\x07Setting\x12\x0f\n\x07section\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\nvalue_json\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x04 \x01(\t\x12,\n\x06source\x18\x05 \x01(\x0e\x32\x1c.taskforge.v1.Setting.Source\x12\x10\n\x08variable\x18\x06 \x01(\t\x12\x0c\n\x04help\x18\x07 \x01(\t\"Z\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSOURCE_DEFAULT\x10\x01\x12\x0f\n\x0bSOURCE_FILE\x10\x02\x12\x13\n\x0fSOURCE_VARIABLE\x10\x03\"\x98\x01\n\x08StuckRun\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08workflow\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x11\n\tdiagnosis\x18\x06 \x01(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'taskforge.v1.system_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINDING']._serialized_start=44
-  _globals['_FINDING']._serialized_end=248
-  _globals['_FINDING_SEVERITY']._serialized_start=153
-  _globals['_FINDING_SEVERITY']._serialized_end=248
-  _globals['_SETTING']._serialized_start=251
-  _globals['_SETTING']._serialized_end=502
-  _globals['_SETTING_SOURCE']._serialized_start=412
-  _globals['_SETTING_SOURCE']._serialized_end=502
+  _globals['_FINDING']._serialized_start=77
+  _globals['_FINDING']._serialized_end=281
+  _globals['_FINDING_SEVERITY']._serialized_start=186
+  _globals['_FINDING_SEVERITY']._serialized_end=281
+  _globals['_SETTING']._serialized_start=284
+  _globals['_SETTING']._serialized_end=535
+  _globals['_SETTING_SOURCE']._serialized_start=445
+  _globals['_SETTING_SOURCE']._serialized_end=535
+  _globals['_STUCKRUN']._serialized_start=538
+  _globals['_STUCKRUN']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -150,3 +151,51 @@ class Setting(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Setting: _TypeAlias = Setting  # noqa: Y015
+
+@_typing.final
+class StuckRun(_message.Message):
+    """StuckRun is an open run that has nothing to wait for, or waits for something that is not there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DIAGNOSIS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """id of the run."""
+    namespace: _builtins.str
+    """namespace of the run."""
+    workflow: _builtins.str
+    """workflow of the run."""
+    state: _builtins.str
+    """state is that of the run, for example `RUNNING`."""
+    reason: _builtins.str
+    """reason is `lost_work`, `idle`, `not_in_line` or `no_timer`."""
+    diagnosis: _builtins.str
+    """diagnosis says what is missing."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """since is when it was first seen so."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        state: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        diagnosis: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["diagnosis", b"diagnosis", "id", b"id", "namespace", b"namespace", "reason", b"reason", "since", b"since", "state", b"state", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StuckRun: _TypeAlias = StuckRun  # noqa: Y015

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from taskforge.v1 import system_pb2 as taskforge_dot_v1_dot_system__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!taskforge/v1/system_service.proto\x12\x0ctaskforge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19taskforge/v1/system.proto\"\x10\n\x0eGetInfoRequest\"\xdc\x01\n\x0fGetInfoResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x0c\n\x04home\x18\x04 \x01(\t\x12\x0c\n\x04grpc\x18\x05 \x03(\t\x12\x0c\n\x04http\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nboot_epoch\x18\x08 \x01(\x03\x12\x16\n\x0esqlite_version\x18\t \x01(\t\x12\x16\n\x0eschema_version\x18\n \x01(\x05\"\x11\n\x0fGetStatsRequest\"\xd1\x02\n\x10GetStatsResponse\x12\x15\n\rrunning_steps\x18\x01 \x01(\x03\x12\x14\n\x0cqueued_steps\x18\x02 \x01(\x03\x12\x11\n\tpool_size\x18\x03 \x01(\x03\x12\x16\n\x0epending_timers\x18\x04 \x01(\x03\x12\x11\n\topen_runs\x18\x05 \x01(\x03\x12\x0f\n\x07\x63ommits\x18\x06 \x01(\x03\x12\x0e\n\x06writes\x18\x07 \x01(\x03\x12\x10\n\x08watchers\x18\x08 \x01(\x03\x12\x16\n\x0e\x64\x61tabase_bytes\x18\t \x01(\x03\x12\x11\n\twal_bytes\x18\n \x01(\x03\x12\x15\n\rcron_triggers\x18\x0b \x01(\x03\x12\x13\n\x0b\x66ired_slots\x18\x0c \x01(\x03\x12\x17\n\x0flateness_p50_ms\x18\r \x01(\x01\x12\x17\n\x0flateness_max_ms\x18\x0e \x01(\x01\x12\x16\n\x0epending_events\x18\x0f \x01(\x03\"\x12\n\x10GetConfigRequest\"J\n\x11GetConfigResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\'\n\x08settings\x18\x02 \x03(\x0b\x32\x15.taskforge.v1.Setting\"D\n\x0f\x44iagnoseRequest\x12\x31\n\x0e\x64\x61tabase_limit\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x10\x44iagnoseResponse\x12\'\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x15.taskforge.v1.Finding2\xbb\x02\n\rSystemService\x12\x46\n\x07GetInfo\x12\x1c.taskforge.v1.GetInfoRequest\x1a\x1d.taskforge.v1.GetInfoResponse\x12I\n\x08GetStats\x12\x1d.taskforge.v1.GetStatsRequest\x1a\x1e.taskforge.v1.GetStatsResponse\x12L\n\tGetConfig\x12\x1e.taskforge.v1.GetConfigRequest\x1a\x1f.taskforge.v1.GetConfigResponse\x12I\n\x08\x44iagnose\x12\x1d.taskforge.v1.DiagnoseRequest\x1a\x1e.taskforge.v1.DiagnoseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!taskforge/v1/system_service.proto\x12\x0ctaskforge.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19taskforge/v1/system.proto\"\x10\n\x0eGetInfoRequest\"\xdc\x01\n\x0fGetInfoResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x0c\n\x04home\x18\x04 \x01(\t\x12\x0c\n\x04grpc\x18\x05 \x03(\t\x12\x0c\n\x04http\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nboot_epoch\x18\x08 \x01(\x03\x12\x16\n\x0esqlite_version\x18\t \x01(\t\x12\x16\n\x0eschema_version\x18\n \x01(\x05\")\n\x14ListStuckRunsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"L\n\x15ListStuckRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.taskforge.v1.StuckRun\x12\r\n\x05looks\x18\x02 \x01(\x03\"\x11\n\x0fGetStatsRequest\"\xd1\x02\n\x10GetStatsResponse\x12\x15\n\rrunning_steps\x18\x01 \x01(\x03\x12\x14\n\x0cqueued_steps\x18\x02 \x01(\x03\x12\x11\n\tpool_size\x18\x03 \x01(\x03\x12\x16\n\x0epending_timers\x18\x04 \x01(\x03\x12\x11\n\topen_runs\x18\x05 \x01(\x03\x12\x0f\n\x07\x63ommits\x18\x06 \x01(\x03\x12\x0e\n\x06writes\x18\x07 \x01(\x03\x12\x10\n\x08watchers\x18\x08 \x01(\x03\x12\x16\n\x0e\x64\x61tabase_bytes\x18\t \x01(\x03\x12\x11\n\twal_bytes\x18\n \x01(\x03\x12\x15\n\rcron_triggers\x18\x0b \x01(\x03\x12\x13\n\x0b\x66ired_slots\x18\x0c \x01(\x03\x12\x17\n\x0flateness_p50_ms\x18\r \x01(\x01\x12\x17\n\x0flateness_max_ms\x18\x0e \x01(\x01\x12\x16\n\x0epending_events\x18\x0f \x01(\x03\"\x12\n\x10GetConfigRequest\"J\n\x11GetConfigResponse\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\'\n\x08settings\x18\x02 \x03(\x0b\x32\x15.taskforge.v1.Setting\"D\n\x0f\x44iagnoseRequest\x12\x31\n\x0e\x64\x61tabase_limit\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\";\n\x10\x44iagnoseResponse\x12\'\n\x08\x66indings\x18\x01 \x03(\x0b\x32\x15.taskforge.v1.Finding2\x95\x03\n\rSystemService\x12\x46\n\x07GetInfo\x12\x1c.taskforge.v1.GetInfoRequest\x1a\x1d.taskforge.v1.GetInfoResponse\x12I\n\x08GetStats\x12\x1d.taskforge.v1.GetStatsRequest\x1a\x1e.taskforge.v1.GetStatsResponse\x12X\n\rListStuckRuns\x12\".taskforge.v1.ListStuckRunsRequest\x1a#.taskforge.v1.ListStuckRunsResponse\x12L\n\tGetConfig\x12\x1e.taskforge.v1.GetConfigRequest\x1a\x1f.taskforge.v1.GetConfigResponse\x12I\n\x08\x44iagnose\x12\x1d.taskforge.v1.DiagnoseRequest\x1a\x1e.taskforge.v1.DiagnoseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,18 +38,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_end=159
   _globals['_GETINFORESPONSE']._serialized_start=162
   _globals['_GETINFORESPONSE']._serialized_end=382
-  _globals['_GETSTATSREQUEST']._serialized_start=384
-  _globals['_GETSTATSREQUEST']._serialized_end=401
-  _globals['_GETSTATSRESPONSE']._serialized_start=404
-  _globals['_GETSTATSRESPONSE']._serialized_end=741
-  _globals['_GETCONFIGREQUEST']._serialized_start=743
-  _globals['_GETCONFIGREQUEST']._serialized_end=761
-  _globals['_GETCONFIGRESPONSE']._serialized_start=763
-  _globals['_GETCONFIGRESPONSE']._serialized_end=837
-  _globals['_DIAGNOSEREQUEST']._serialized_start=839
-  _globals['_DIAGNOSEREQUEST']._serialized_end=907
-  _globals['_DIAGNOSERESPONSE']._serialized_start=909
-  _globals['_DIAGNOSERESPONSE']._serialized_end=968
-  _globals['_SYSTEMSERVICE']._serialized_start=971
-  _globals['_SYSTEMSERVICE']._serialized_end=1286
+  _globals['_LISTSTUCKRUNSREQUEST']._serialized_start=384
+  _globals['_LISTSTUCKRUNSREQUEST']._serialized_end=425
+  _globals['_LISTSTUCKRUNSRESPONSE']._serialized_start=427
+  _globals['_LISTSTUCKRUNSRESPONSE']._serialized_end=503
+  _globals['_GETSTATSREQUEST']._serialized_start=505
+  _globals['_GETSTATSREQUEST']._serialized_end=522
+  _globals['_GETSTATSRESPONSE']._serialized_start=525
+  _globals['_GETSTATSRESPONSE']._serialized_end=862
+  _globals['_GETCONFIGREQUEST']._serialized_start=864
+  _globals['_GETCONFIGREQUEST']._serialized_end=882
+  _globals['_GETCONFIGRESPONSE']._serialized_start=884
+  _globals['_GETCONFIGRESPONSE']._serialized_end=958
+  _globals['_DIAGNOSEREQUEST']._serialized_start=960
+  _globals['_DIAGNOSEREQUEST']._serialized_end=1028
+  _globals['_DIAGNOSERESPONSE']._serialized_start=1030
+  _globals['_DIAGNOSERESPONSE']._serialized_end=1089
+  _globals['_SYSTEMSERVICE']._serialized_start=1092
+  _globals['_SYSTEMSERVICE']._serialized_end=1497
 # @@protoc_insertion_point(module_scope)

@@ -101,6 +101,56 @@ class GetInfoResponse(_message.Message):
 Global___GetInfoResponse: _TypeAlias = GetInfoResponse  # noqa: Y015
 
 @_typing.final
+class ListStuckRunsRequest(_message.Message):
+    """ListStuckRunsRequest names what to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """namespace confines the answer to one. Empty means all that the caller may use."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStuckRunsRequest: _TypeAlias = ListStuckRunsRequest  # noqa: Y015
+
+@_typing.final
+class ListStuckRunsResponse(_message.Message):
+    """ListStuckRunsResponse has at most 1,000 runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    LOOKS_FIELD_NUMBER: _builtins.int
+    looks: _builtins.int
+    """looks counts how often the daemon has looked since it started. A run is reported at the second look."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[_system_pb2.StuckRun]:
+        """runs that nothing will move, the oldest first."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[_system_pb2.StuckRun] | None = ...,
+        looks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["looks", b"looks", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStuckRunsResponse: _TypeAlias = ListStuckRunsResponse  # noqa: Y015
+
+@_typing.final
 class GetStatsRequest(_message.Message):
     """GetStatsRequest is empty."""
 

@@ -45,6 +45,11 @@ class SystemServiceStub:
                 request_serializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.ListStuckRuns = channel.unary_unary(
+                '/taskforge.v1.SystemService/ListStuckRuns',
+                request_serializer=taskforge_dot_v1_dot_system__service__pb2.ListStuckRunsRequest.SerializeToString,
+                response_deserializer=taskforge_dot_v1_dot_system__service__pb2.ListStuckRunsResponse.FromString,
+                _registered_method=True)
         self.GetConfig = channel.unary_unary(
                 '/taskforge.v1.SystemService/GetConfig',
                 request_serializer=taskforge_dot_v1_dot_system__service__pb2.GetConfigRequest.SerializeToString,
@@ -70,6 +75,14 @@ class SystemServiceServicer:
 
     def GetStats(self, request, context):
         """GetStats answers counters and gauges. Needs role `viewer`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStuckRuns(self, request, context):
+        """ListStuckRuns answers open runs that nothing will move, as the last look has found them, in all namespaces that the
+        caller may use. Needs role `viewer`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,6 +116,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsRequest.FromString,
                     response_serializer=taskforge_dot_v1_dot_system__service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'ListStuckRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStuckRuns,
+                    request_deserializer=taskforge_dot_v1_dot_system__service__pb2.ListStuckRunsRequest.FromString,
+                    response_serializer=taskforge_dot_v1_dot_system__service__pb2.ListStuckRunsResponse.SerializeToString,
             ),
             'GetConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConfig,
@@ -170,6 +188,33 @@ class SystemService:
             '/taskforge.v1.SystemService/GetStats',
             taskforge_dot_v1_dot_system__service__pb2.GetStatsRequest.SerializeToString,
             taskforge_dot_v1_dot_system__service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStuckRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/taskforge.v1.SystemService/ListStuckRuns',
+            taskforge_dot_v1_dot_system__service__pb2.ListStuckRunsRequest.SerializeToString,
+            taskforge_dot_v1_dot_system__service__pb2.ListStuckRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

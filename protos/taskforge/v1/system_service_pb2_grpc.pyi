@@ -37,6 +37,10 @@ class SystemServiceStub:
     """GetInfo answers what and where the daemon is. Needs any valid token."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetStatsRequest, _system_service_pb2.GetStatsResponse]
     """GetStats answers counters and gauges. Needs role `viewer`."""
+    ListStuckRuns: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.ListStuckRunsRequest, _system_service_pb2.ListStuckRunsResponse]
+    """ListStuckRuns answers open runs that nothing will move, as the last look has found them, in all namespaces that the
+    caller may use. Needs role `viewer`.
+    """
     GetConfig: _grpc.UnaryUnaryMultiCallable[_system_service_pb2.GetConfigRequest, _system_service_pb2.GetConfigResponse]
     """GetConfig answers every setting as it is in force, and where its value comes from. Needs role `admin`, for all
     namespaces.
@@ -55,6 +59,10 @@ class SystemServiceAsyncStub(SystemServiceStub):
     """GetInfo answers what and where the daemon is. Needs any valid token."""
     GetStats: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetStatsRequest, _system_service_pb2.GetStatsResponse]  # type: ignore[assignment]
     """GetStats answers counters and gauges. Needs role `viewer`."""
+    ListStuckRuns: _aio.UnaryUnaryMultiCallable[_system_service_pb2.ListStuckRunsRequest, _system_service_pb2.ListStuckRunsResponse]  # type: ignore[assignment]
+    """ListStuckRuns answers open runs that nothing will move, as the last look has found them, in all namespaces that the
+    caller may use. Needs role `viewer`.
+    """
     GetConfig: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetConfigRequest, _system_service_pb2.GetConfigResponse]  # type: ignore[assignment]
     """GetConfig answers every setting as it is in force, and where its value comes from. Needs role `admin`, for all
     namespaces.
@@ -82,6 +90,16 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_system_service_pb2.GetStatsResponse, _abc.Awaitable[_system_service_pb2.GetStatsResponse]]:
         """GetStats answers counters and gauges. Needs role `viewer`."""
+
+    @_abc_1.abstractmethod
+    def ListStuckRuns(
+        self,
+        request: _system_service_pb2.ListStuckRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_service_pb2.ListStuckRunsResponse, _abc.Awaitable[_system_service_pb2.ListStuckRunsResponse]]:
+        """ListStuckRuns answers open runs that nothing will move, as the last look has found them, in all namespaces that the
+        caller may use. Needs role `viewer`.
+        """
 
     @_abc_1.abstractmethod
     def GetConfig(

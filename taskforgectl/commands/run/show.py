@@ -8,7 +8,9 @@ from typing import Any
 import click
 from taskforge.v1 import run_pb2
 from taskforge.v1 import run_service_pb2 as pb
+from taskforge.v1 import system_service_pb2 as system_pb
 from taskforge.v1.run_service_pb2_grpc import RunServiceStub
+from taskforge.v1.system_service_pb2_grpc import SystemServiceStub
 
 from taskforgectl.commands.run.outcome import get_run, show_run
 from taskforgectl.connection import Connection
@@ -35,10 +37,18 @@ _STEP_STATES = [one.name.removeprefix("STATE_") for one in run_pb2.StepRun.State
     "--state", "states", multiple=True, type=click.Choice(_STATES, case_sensitive=False), help="Only in this state."
 )
 @click.option("--event", "event_id", metavar="EVENT", type=EVENT, default="", help="Only runs that this event started.")
+@click.option("--stuck", is_flag=True, help="Only open runs that nothing will move, and what they lack.")
 @listing_options
 @click.pass_obj
-def _list(settings: Settings, *, workflow: str, states: Sequence[str], event_id: str, listing: Listing) -> None:
+def _list(
+    settings: Settings, *, workflow: str, states: Sequence[str], event_id: str, stuck: bool, listing: Listing
+) -> None:
     """List runs, newest first."""
+    if stuck:
+        if workflow or states or event_id:
+            raise click.UsageError("--stuck goes with no other filter")
+        _list_stuck(settings, listing)
+        return
     wanted = [run_pb2.Run.State.Value(f"STATE_{state}") for state in states]
 
     def read(connection: Connection) -> Sequence[Item]:
@@ -61,6 +71,24 @@ def _list(settings: Settings, *, workflow: str, states: Sequence[str], event_id:
     filtered = bool(workflow or states or event_id)
     empty = "no runs fit" if filtered else "no runs yet; start one with `taskforgectl run start WORKFLOW`"
     show_listing(settings, listing, read, key="id", table=tabled(settings, _RUN_COLUMNS, empty=empty))
+
+
+def _list_stuck(settings: Settings, listing: Listing) -> None:
+    def read(connection: Connection) -> Sequence[Item]:
+        request = system_pb.ListStuckRunsRequest(namespace=settings.namespace)
+        answer = connection.ask(connection.stub(SystemServiceStub).ListStuckRuns, request)
+        return collect(lambda _, __: (answer.runs, ""), listing.limit)
+
+    show_listing(settings, listing, read, key="id", table=tabled(settings, _STUCK_COLUMNS, empty="no run is stuck"))
+
+
+_STUCK_COLUMNS = [
+    Column("RUN", lambda one: one["id"]),
+    Column("WORKFLOW", lambda one: one["workflow"]),
+    Column("STATE", lambda one: one["state"]),
+    Column("SINCE", lambda one: when(one["since"])),
+    Column("DIAGNOSIS", lambda one: plain(one["diagnosis"])),
+]
 
 
 _RUN_COLUMNS = [
