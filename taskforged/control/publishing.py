@@ -18,6 +18,7 @@ from taskforged.control.checks import INPUT_MAX, REQUEST_ID_MAX, check_text, inv
 from taskforged.control.pressure import Pressure
 from taskforged.control.reactor import Reaction, Reactor
 from taskforged.control.trigger_book import TriggerBook
+from taskforged.correlation import NO_TRACE, Trace, headers_of
 from taskforged.engine.model import Json
 from taskforged.errors import AlreadyExistsError, ConflictError, TaskforgeError
 from taskforged.jsonvalue import canonical, parse_json, to_text
@@ -52,7 +53,15 @@ class Publication:
     """
 
     def __init__(
-        self, name: str, data_json: str, *, subject: str = "", origin: str = "", foreign_id: str = "", where: str = ""
+        self,
+        name: str,
+        data_json: str,
+        *,
+        subject: str = "",
+        origin: str = "",
+        foreign_id: str = "",
+        where: str = "",
+        trace: Trace = NO_TRACE,
     ) -> None:
         """Check an event; `where` is the path of the message that holds it, for what is said of a fault."""
         fault = event_type_fault(name)
@@ -64,6 +73,7 @@ class Publication:
         self.subject = subject
         self.origin = origin
         self.foreign_id = foreign_id
+        self.trace = trace
 
 
 class EventBus:
@@ -115,6 +125,7 @@ class EventBus:
             outcome="PENDING" if self._triggers.listens(namespace_no, wanted.name) else "UNMATCHED",
             created_by=principal.token_id,
             subject=wanted.subject,
+            headers=to_text(headers_of(wanted.trace)),
         )
         return row._replace(origin=wanted.origin, delivery_id=wanted.foreign_id)
 

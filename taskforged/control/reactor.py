@@ -17,6 +17,7 @@ from taskforged.control.pressure import Pressure
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.trigger_book import LiveTrigger
 from taskforged.control.workflows import LiveWorkflow, Workflows
+from taskforged.correlation import trace_from
 from taskforged.engine.events import CreateRun, rfc3339
 from taskforged.engine.keys import derived_id
 from taskforged.engine.model import Json
@@ -229,6 +230,7 @@ class Reactor:
         schedule_no: int | None,
     ) -> RunRequest:
         workflow = one.workflow
+        trace = trace_from(context["headers"])
         create = CreateRun(
             run_id=new_id("run", event.created_at),
             namespace="",
@@ -237,9 +239,11 @@ class Reactor:
             input=start.input,
             trigger=one.trigger.key,
             event_id=event.id,
-            correlation_id=event.id,
+            correlation_id=trace.correlation_id or event.id,
             created_by=event.created_by,
             hops=event.depth + 1,
+            traceparent=trace.traceparent,
+            tracestate=trace.tracestate,
             group="" if group is None else group.name,
             group_limit=0 if group is None else group.limit,
         )

@@ -13,6 +13,7 @@ from taskforged.control.pressure import Pressure
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.views import RunView, RunViews
 from taskforged.control.workflows import LiveWorkflow, Workflows
+from taskforged.correlation import parent_of, run_span
 from taskforged.engine.events import (
     CreateRun,
 )
@@ -199,6 +200,8 @@ def _again(run: Run, principal: Principal, value: Json, pinned: dict[str, Json],
         trigger=run.trigger if run.parent is None else "manual",
         event_id=run.event_id,
         correlation_id=run.correlation_id,
+        traceparent=parent_of(run.run_id, run.traceparent, run_span(run.run_id)),
+        tracestate=run.tracestate,
         created_by=principal.token_id,
         pinned=pinned or None,
         **lineage,

@@ -13,6 +13,7 @@ from taskforged.control.pressure import Pressure
 from taskforged.control.starting import RunRequest, Starter
 from taskforged.control.views import RunView, RunViews
 from taskforged.control.workflows import LiveWorkflow, Workflows
+from taskforged.correlation import CORRELATION_ID_MAX, NO_TRACE, Trace, parent_of, step_span
 from taskforged.engine.events import (
     CreateRun,
     StartChild,
@@ -47,12 +48,10 @@ WAIT_S_MAX = 300.0
 
 _RUN_AT_MAX_S = 366 * 86_400
 
-_CORRELATION_ID_MAX = 128
-
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """What a caller wants started."""
+    """What a caller wants started. `trace` came with the call; a repetition of the call may come with another."""
 
     workflow: str
     input_json: str = ""
@@ -61,6 +60,7 @@ class StartRequest:
     queue: str = ""
     priority: int | None = None
     run_at: int = 0
+    trace: Trace = NO_TRACE
 
 
 class Runs:
@@ -159,7 +159,7 @@ class Runs:
 
     def _check_request(self, request: StartRequest) -> None:
         check_text("request_id", request.request_id, REQUEST_ID_MAX)
-        check_text("correlation_id", request.correlation_id, _CORRELATION_ID_MAX)
+        check_text("correlation_id", request.correlation_id, CORRELATION_ID_MAX)
         if not request.workflow:
             raise invalid("workflow", "is required")
         if request.priority is not None and not 0 <= request.priority <= PRIORITY_MAX:
@@ -184,7 +184,9 @@ class Runs:
             workflow="",
             version=workflow.latest,
             input=value,
-            correlation_id=request.correlation_id,
+            correlation_id=request.correlation_id or request.trace.correlation_id,
+            traceparent=request.trace.traceparent,
+            tracestate=request.trace.tracestate,
             created_by=principal.token_id,
             run_at=request.run_at if request.run_at > self._clock.now() else 0,
         )
@@ -215,6 +217,8 @@ class Runs:
             input=definition.input.accept(command.input),
             trigger="workflow",
             correlation_id=run.correlation_id,
+            traceparent=parent_of(run.run_id, run.traceparent, step_span(run.run_id, command.step)),
+            tracestate=run.tracestate,
             created_by=run.created_by,
             parent={"run_id": run.run_id, "step": command.step, "command": command.seq},
             depth=run.depth + 1,

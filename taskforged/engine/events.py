@@ -105,6 +105,8 @@ class CreateRun:
         attempt: counts the runs of one chain of retries, from 1.
         pinned: outputs taken over from the earlier run, by step key.
         items_max: most items of a fan-out.
+        traceparent: W3C Trace Context of what caused the run; empty: its trace begins here.
+        tracestate: what goes with that.
     """
 
     run_id: str
@@ -132,6 +134,8 @@ class CreateRun:
     attempt: int = 1
     pinned: Json = None
     items_max: int = ITEMS_MAX
+    traceparent: str = ""
+    tracestate: str = ""
 
 
 @dataclass(frozen=True, slots=True)

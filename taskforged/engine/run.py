@@ -134,6 +134,8 @@ class Run:
     attempt: int = 1
     pinned: Mapping[str, Json] = field(default_factory=dict)
     items_max: int = ITEMS_MAX
+    traceparent: str = ""
+    tracestate: str = ""
     input: Json = None
     output: Json = None
     failing: Json = None
@@ -274,6 +276,7 @@ def _created(run: Run, event: HistoryEvent) -> None:
 
 _GIVEN = frozenset({"trigger", "event_id", "created_by", "queue", "priority", "group", "group_limit", "run_at"}) | {
     *("parent", "depth", "hops", "pins", "retry_of", "rerun_of", "from_step", "attempt", "pinned", "items_max"),
+    *("traceparent", "tracestate"),
 }
 """Fields of `CreateRun` that are those of `Run`. What has its default value is not recorded."""
 

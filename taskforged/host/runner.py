@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import structlog
+from structlog.contextvars import bind_contextvars
 
 from taskforged.clock import Clock
+from taskforged.correlation import attempt_span, parent_of
 from taskforged.engine.events import (
     AdmitRun,
     AttemptCancelled,
@@ -558,7 +560,12 @@ class Runner:
                 self._settle_entry(entry)
 
     def _not_advanced(self, entry: _Entry, letters: Sequence[_Letter], error: Exception) -> None:
-        _log.error("run.bug", run=entry.run.run_id, facts=[type(one.fact).__name__ for one in letters], exc_info=error)
+        _log.error(
+            "run.bug",
+            **_named(entry.run),
+            facts=[type(one.fact).__name__ for one in letters],
+            exc_info=error,
+        )
         entry.committing = False
         self._refuse(letters, UnavailableError("the run could not be advanced; the daemon's log has the details"))
         self._release_unused(entry)
@@ -624,7 +631,12 @@ class Runner:
 
     def _illegal(self, entry: _Entry, letter: _Letter, error: IllegalEventError) -> None:
         fact = letter.fact
-        _log.info("run.stale_fact", run=entry.run.run_id, fact=type(fact).__name__, why=str(error))
+        _log.info(
+            "run.stale_fact",
+            **_named(entry.run),
+            fact=type(fact).__name__,
+            why=str(error),
+        )
         if isinstance(fact, (AttemptStarted, AttemptCompleted, AttemptFailed, AttemptCancelled, AttemptLost)):
             self.dispatcher.release((entry.no, fact.command))
         state = entry.run.state.value
@@ -709,12 +721,16 @@ class Runner:
         if isinstance(error, TaskforgeError):
             self._refuse(step.taken, error)
         if isinstance(error, ConflictError):
-            _log.error("run.conflict", run=entry.run.run_id, error=str(error))
+            _log.error("run.conflict", **_named(entry.run), error=str(error))
             self._spawn(self._read_again(entry), f"read run {entry.no} again")
         else:
             entry.committing = False
             if not self._stopping:
-                _log.warning("run.not_written", run=entry.run.run_id, error=str(error))
+                _log.warning(
+                    "run.not_written",
+                    **_named(entry.run),
+                    error=str(error),
+                )
                 asyncio.get_running_loop().call_later(RETRY_S, self._pump_or_settle, entry)
         for seq in step.claims:  # at last: a slot given back may bring mail at once
             self.dispatcher.release((entry.no, seq))
@@ -795,11 +811,23 @@ class Runner:
                 fault = {"code": _CHILD_FAULTS.get(type(error), "child_failed"), "message": str(error)}
                 self._post(parent.no, _Letter(ChildEnded(command.seq, "", error=fault), None))
             except TaskforgeError as error:
-                _log.warning("child.not_started", run=run.run_id, child=command.run_id, error=str(error))
+                _log.warning(
+                    "child.not_started",
+                    run_id=run.run_id,
+                    correlation_id=run.correlation_id,
+                    child=command.run_id,
+                    error=str(error),
+                )
                 await asyncio.sleep(RETRY_S)
                 continue
             except Exception as error:  # noqa: BLE001  task boundary: the parent would wait for ever
-                _log.error("child.not_started", run=run.run_id, child=command.run_id, exc_info=error)
+                _log.error(
+                    "child.not_started",
+                    run_id=run.run_id,
+                    correlation_id=run.correlation_id,
+                    child=command.run_id,
+                    exc_info=error,
+                )
                 await asyncio.sleep(RELOAD_S)
                 continue
             return
@@ -875,7 +903,12 @@ class Runner:
             message = "the executor gave up by itself"
             fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
         elif (error := done.exception()) is not None:
-            _log.error("executor.bug", run=entry.run.run_id, step=key, exc_info=error)
+            _log.error(
+                "executor.bug",
+                **_named(entry.run),
+                step=key,
+                exc_info=error,
+            )
             message = f"the executor failed in an unexpected way: {type(error).__name__}"
             fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
         else:
@@ -889,6 +922,9 @@ class Runner:
         run, step = entry.run, entry.model.steps[definition_id(key)]
         spec, attempt = step.spec, run.steps[key].attempt
         assert isinstance(spec, ActivitySpec)
+        bind_contextvars(
+            run_id=run.run_id, correlation_id=run.correlation_id, workflow=run.workflow, step=key, attempt=attempt
+        )
         task = Task(
             run_id=run.run_id,
             namespace=run.namespace,
@@ -899,6 +935,8 @@ class Runner:
             timeout_s=step.timeout_s,
             idempotency_key=f"{run.run_id}/{key}",
             correlation_id=run.correlation_id,
+            traceparent=parent_of(run.run_id, run.traceparent, attempt_span(run.run_id, key, attempt)),
+            tracestate=run.tracestate,
             secret=self._secret_lookup(entry.home.namespace_no),
             log=self._logs.logger(entry.no, key, attempt),
         )
@@ -922,6 +960,11 @@ class Runner:
 
 _Nothing: Any = object()
 """The fact that says nothing: it only waits for its turn."""
+
+
+def _named(run: Run) -> dict[str, str]:
+    """Answer what log lines call a run by."""
+    return {"run_id": run.run_id, "correlation_id": run.correlation_id, "workflow": run.workflow}
 
 
 _OUTCOMES: Mapping[type[Fact], str] = {

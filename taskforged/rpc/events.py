@@ -21,7 +21,7 @@ from taskforged.control.replays import REPLAYS_MAX, ReplayRequest, Replays
 from taskforged.control.views import RunViews
 from taskforged.rpc import convert
 from taskforged.rpc.convert_triggers import event_to_proto, outcome_names, receipt_to_proto
-from taskforged.rpc.guard import caller
+from taskforged.rpc.guard import caller, trace_of_call
 from taskforged.store.events import EventFilter
 
 __all__ = ["EventServicer"]
@@ -85,9 +85,9 @@ class EventServicer(grpc_base.EventServiceServicer):
             runs=[convert.run_to_proto(run, steps=False) for run in runs],
         )
 
-    async def PublishEvent(self, request: pb.PublishEventRequest, _: Any) -> pb.PublishEventResponse:
+    async def PublishEvent(self, request: pb.PublishEventRequest, context: Any) -> pb.PublishEventResponse:
         namespace_no = self._access.enter(caller(), request.namespace)
-        wanted = Publication(request.type, request.data_json, subject=request.subject)
+        wanted = Publication(request.type, request.data_json, subject=request.subject, trace=trace_of_call(context))
         row = await self._bus.publish(caller(), namespace_no, wanted, request_id=request.request_id)
         view = await self._events.view(row)
         if caller().may_read:

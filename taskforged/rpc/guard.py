@@ -21,6 +21,7 @@ from taskforged.control.access import GRANTS, Access, Principal, Role
 from taskforged.control.audit import Audit
 from taskforged.control.doorman import Doorman
 from taskforged.control.namespaces import RequestLimits
+from taskforged.correlation import Trace, trace_from
 from taskforged.errors import (
     DeadlineError,
     InternalError,
@@ -34,7 +35,7 @@ from taskforged.rpc.auditing import begin, peer
 from taskforged.rpc.errors import to_status
 from taskforged.rpc.metering import metered_stream, metered_unary
 
-__all__ = ["LONG", "MUTATIONS", "NEEDS", "OPEN", "READS", "WHOLE", "Guard", "caller"]
+__all__ = ["LONG", "MUTATIONS", "NEEDS", "OPEN", "READS", "WHOLE", "Guard", "caller", "trace_of_call"]
 
 _log = structlog.get_logger(__name__)
 
@@ -333,6 +334,12 @@ def _time_to_take(method: str, request: Any, context: Any) -> float | None:
         return None
     wait_s = request.wait.ToMilliseconds() / 1000 if "wait" in request.DESCRIPTOR.fields_by_name else 0.0
     return DEADLINE_S + max(wait_s, 0.0)
+
+
+def trace_of_call(context: Any) -> Trace:
+    """Answer what the metadata of a call says of its cause."""
+    metadata = context.invocation_metadata() or ()
+    return trace_from({key: value for key, value in metadata if isinstance(value, str)})
 
 
 def _credential(context: Any) -> str:

@@ -19,9 +19,10 @@ from taskforged.control.steering import Steering
 from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
+from taskforged.correlation import Trace
 from taskforged.errors import InvalidArgumentError, Violation
 from taskforged.rpc import convert, convert_views
-from taskforged.rpc.guard import caller
+from taskforged.rpc.guard import caller, trace_of_call
 from taskforged.store.runs import RunFilter
 
 __all__ = ["RunServicer"]
@@ -55,14 +56,15 @@ class RunServicer(grpc_base.RunServiceServicer):
         self._access = access
         self._pruned = pruned
 
-    async def StartRun(self, request: pb.StartRunRequest, _: Any) -> pb.StartRunResponse:
+    async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         namespace_no = self._access.enter(caller(), request.namespace)
         wait_s = convert.seconds(request.wait) if request.HasField("wait") else 0.0
-        view = await self._runs.start(caller(), namespace_no, _wanted(request), wait_s=wait_s)
+        view = await self._runs.start(caller(), namespace_no, _wanted(request, trace_of_call(context)), wait_s=wait_s)
         return pb.StartRunResponse(run=convert.run_to_proto(view, steps=wait_s > 0))
 
-    async def BatchStartRuns(self, request: pb.BatchStartRunsRequest, _: Any) -> pb.BatchStartRunsResponse:
-        wanted = [(self._access.enter(caller(), one.namespace), _wanted(one)) for one in request.requests]
+    async def BatchStartRuns(self, request: pb.BatchStartRunsRequest, context: Any) -> pb.BatchStartRunsResponse:
+        trace = trace_of_call(context)
+        wanted = [(self._access.enter(caller(), one.namespace), _wanted(one, trace)) for one in request.requests]
         return pb.BatchStartRunsResponse(run_ids=await self._runs.start_batch(caller(), wanted))
 
     async def GetRun(self, request: pb.GetRunRequest, _: Any) -> pb.GetRunResponse:
@@ -227,7 +229,7 @@ _OUTCOMES = {
 }
 
 
-def _wanted(request: pb.StartRunRequest) -> StartRequest:
+def _wanted(request: pb.StartRunRequest, trace: Trace) -> StartRequest:
     return StartRequest(
         request.workflow,
         request.input_json,
@@ -236,4 +238,5 @@ def _wanted(request: pb.StartRunRequest) -> StartRequest:
         queue=request.queue,
         priority=request.priority if request.HasField("priority") else None,
         run_at=convert.micros(request.run_time) if request.HasField("run_time") else 0,
+        trace=trace,
     )

@@ -60,6 +60,8 @@ class Task:
         idempotency_key: the same for every attempt at this step, `<run id>/<step key>`.
         correlation_id: groups runs that one cause led to.
         secret: looks a secret up.
+        traceparent: W3C Trace Context of this attempt, for what it asks others.
+        tracestate: what goes with that; empty: nothing.
         log: takes the lines of this attempt's log.
     """
 
@@ -73,6 +75,8 @@ class Task:
     idempotency_key: str
     correlation_id: str
     secret: SecretLookup
+    traceparent: str = ""
+    tracestate: str = ""
     log: Log = _no_log
 
 

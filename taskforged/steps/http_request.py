@@ -104,8 +104,9 @@ def build_request(config: Mapping[str, Json], resolved: Mapping[str, Json], task
         fail("invalid_request", "this method cannot be sent")
     kind, body, content_type = _encoded(resolved)
     url = _url(resolved.get("url"), resolved.get("query"))
-    own = _own_headers(task) | ({"Content-Type": content_type} if content_type else {})
     given = dict(_header_pairs(resolved.get("headers")))
+    has_trace = any(name.lower() == "traceparent" for name in given)  # then ours says nothing of its state either
+    own = _own_headers(task, has_trace=has_trace) | ({"Content-Type": content_type} if content_type else {})
     # A value that differs from what the definition says was filled in from a secret.
     plain = {name: value for name, value in given.items() if name.lower() in _HARMLESS}
     plain = {name: value for name, value in plain.items() if (config["headers"] or {}).get(name) == value}
@@ -137,9 +138,11 @@ def _tls(value: Json) -> Tls | None:
     return Tls(**given)
 
 
-def _own_headers(task: Task) -> dict[str, str]:
+def _own_headers(task: Task, *, has_trace: bool) -> dict[str, str]:
     """What every request says of itself, wherever a redirect leads it; a header that the definition gives wins."""
-    return {"Idempotency-Key": task.idempotency_key, "X-Correlation-ID": task.correlation_id}
+    trace = {"traceparent": task.traceparent, "tracestate": task.tracestate} if not has_trace else {}
+    own = {"Idempotency-Key": task.idempotency_key, "X-Correlation-ID": task.correlation_id, **trace}
+    return {name: value for name, value in own.items() if value}
 
 
 def _overlaid(own: Mapping[str, str], given: Mapping[str, str]) -> CIMultiDict[str]:

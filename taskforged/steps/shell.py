@@ -282,6 +282,8 @@ class ShellExecutor:
             "TASKFORGE_ATTEMPT": str(task.attempt),
             "TASKFORGE_IDEMPOTENCY_KEY": task.idempotency_key,
             "TASKFORGE_CORRELATION_ID": task.correlation_id,
+            **({"TRACEPARENT": task.traceparent} if task.traceparent else {}),
+            **({"TRACESTATE": task.tracestate} if task.tracestate else {}),
             "TASKFORGE_NAMESPACE": task.namespace,
             "TASKFORGE_WORKFLOW": task.workflow,
             _MARK: mark,

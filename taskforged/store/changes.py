@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from taskforged.correlation import Trace, headers_of, parent_of, run_span
 from taskforged.engine.events import (
     CancelChild,
     ClearTimer,
@@ -285,7 +286,13 @@ def _publish(home: Home, run: Run, news: News, event_id: str, name: str, data: J
         outcome=outcome,
         run_no=home.no,
         depth=run.hops,
+        headers=to_text(headers_of(_trace_of(run))) if outcome == "PENDING" else "{}",
     )
+
+
+def _trace_of(run: Run) -> Trace:
+    parent = parent_of(run.run_id, run.traceparent, run_span(run.run_id))
+    return Trace(run.correlation_id, parent, run.tracestate)
 
 
 def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) -> None:

@@ -55,6 +55,7 @@ def internal_event(
     depth: int = 0,
     created_by: str = "",
     subject: str = "",
+    headers: str = "{}",
 ) -> EventRow:
     """Answer the row of an event that did not come over HTTP; its body is `data` as JSON."""
     body = canonical(data)
@@ -69,7 +70,7 @@ def internal_event(
         verification="",
         delivery_id="",
         duplicate_of="",
-        headers="{}",
+        headers=headers,
         query="{}",
         body=body,
         body_size=len(body),

@@ -19,6 +19,7 @@ from taskforged.control.doorman import Doorman
 from taskforged.control.events import Events
 from taskforged.control.namespaces import RequestLimits
 from taskforged.control.publishing import EventBus, Publication
+from taskforged.correlation import trace_from
 from taskforged.engine.events import rfc3339
 from taskforged.errors import (
     InvalidArgumentError,
@@ -81,7 +82,7 @@ class EventGateway:
         try:
             content_type = delivery.headers.get("content-type", "")
             found = parse_cloud_events(content_type, delivery.headers, delivery.body, _parse)
-            wanted = [_publication(one, index, len(found)) for index, one in enumerate(found)]
+            wanted = [_publication(one, index, len(found), delivery.headers) for index, one in enumerate(found)]
         except ResourceExhaustedError as error:  # too large as JSON: it would not fit later either
             raise InvalidArgumentError(error.message, reason=_TOO_LARGE) from None
         except ValueError as error:
@@ -165,12 +166,23 @@ def _parse(raw: bytes) -> Any:
     return parse_json(raw, where="body", size_max=INPUT_MAX)
 
 
-def _publication(event: CloudEvent, index: int, count: int) -> Publication:
+def _publication(event: CloudEvent, index: int, count: int, headers: Mapping[str, str]) -> Publication:
     where = f"[{index}]." if count > 1 else ""
     data = None if event.data is None else to_text(event.data)
+    own = {name: str(event.extensions[name]) for name in _DISTRIBUTED if name in event.extensions}
     return Publication(
-        event.type, data or "", subject=event.subject, origin=event.source, foreign_id=event.id, where=where
+        event.type,
+        data or "",
+        subject=event.subject,
+        origin=event.source,
+        foreign_id=event.id,
+        where=where,
+        trace=trace_from({**headers, **own}),
     )
+
+
+_DISTRIBUTED = ("traceparent", "tracestate")
+"""Attributes of the extension "distributed tracing"; what is said of an event itself counts more than its carrier."""
 
 
 def _refused(status: int, code: str, message: str) -> Receipt:

@@ -205,7 +205,7 @@ class Load:
 @pytest.mark.timeout(200 + 10 * CYCLES)
 async def test_kill9_in_the_middle_of_everything(effects: EffectServer) -> None:
     chance = seeded("test_kill9_semantics")
-    daemon = Daemon(env={"TASKFORGE_SHELL_ALLOW": "/bin/sh"})
+    daemon = Daemon(env={"TASKFORGE_SHELL_ALLOW": "/bin/sh", "TASKFORGE_LIMITS_STUCK_SCAN": "0.3"})
     tasks: list[asyncio.Task[None]] = []
     try:
         await asyncio.to_thread(daemon.start)
@@ -236,6 +236,7 @@ async def test_kill9_in_the_middle_of_everything(effects: EffectServer) -> None:
         twice = await _check(daemon, stored, effects)
         assert await asyncio.to_thread(daemon.terminate) == 0
         _check_database(daemon, len(stored))
+        assert "run.stuck" not in daemon.log.read_text(), "a run that was on its way was taken for a stuck one"
         print(
             f"{len(daemon.kills)} kills, {len(stored)} runs ({len(children)} children, {load.retried} retries) {dict(states)};"
             f" people: {dict(people.acts)}; {twice} decisions asked for"
