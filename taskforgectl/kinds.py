@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from taskforgectl.errors import CliError
 from taskforgectl.options import Settings
 
 __all__ = [
+    "CONTEXT",
     "EVENT",
     "FILE",
     "FOLDER",
@@ -20,6 +22,7 @@ __all__ = [
     "TOKEN",
     "TRIGGER",
     "WORKFLOW",
+    "ContextName",
     "FileName",
     "Named",
 ]
@@ -55,6 +58,26 @@ class Named(click.ParamType[str]):
         return [CompletionItem(one.name, help=one.note or None) for one in found]
 
 
+class ContextName(click.ParamType[str]):
+    """The name of a context, which this machine knows by itself."""
+
+    name = "text"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:  # noqa: ARG002
+        """Answer what begins so."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415
+
+        from taskforgectl.contexts import ContextBook  # noqa: PLC0415
+
+        try:
+            known = ContextBook().all()
+        except CliError:
+            return []
+        return [
+            CompletionItem(one.name, help=one.address or one.home) for one in known if one.name.startswith(incomplete)
+        ]
+
+
 class FileName(click.ParamType[str]):
     """The name of a file or a folder, or `-` for stdin, or `@FILE`; opened by whoever takes it."""
 
@@ -70,6 +93,7 @@ class FileName(click.ParamType[str]):
         return [CompletionItem(incomplete, type=self._item)]
 
 
+CONTEXT = ContextName()
 WORKFLOW = Named("workflow")
 RUN = Named("run")
 STEP = Named("step")

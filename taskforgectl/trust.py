@@ -284,12 +284,13 @@ def _changed(address: str, expected: str, seen: str, name: str = "NAME") -> CliE
 
 
 def _unverifiable(address: str, trust: Trust, error: ssl.SSLCertVerificationError) -> CliError:
-    if error.verify_code in _OTHER_NAME:
-        names = ", ".join(names_of(fetch(address, trust) or b"")) or "no name"
+    certificate = fetch(address, trust)
+    if certificate is not None and error.verify_code in _OTHER_NAME:
+        names = ", ".join(names_of(certificate)) or "no name"
         hint = f"it is for {names}: add the context with an address that has one of these names"
         return CliError(f"the certificate of {address} is for another host", hint=hint, code=EXIT_DENIED)
-    if error.verify_code in {_EXPIRED, _NOT_YET}:
-        return _out_of_time(address, fetch(address, trust) or b"") or _unsigned(address, trust)
+    if certificate is not None and error.verify_code in {_EXPIRED, _NOT_YET}:
+        return _out_of_time(address, certificate) or _unsigned(address, trust)
     return _unsigned(address, trust)
 
 

@@ -38,7 +38,7 @@ class TlsServer:
     """A listening socket whose connections speak TLS; closes as `asyncio.Server` does.
 
     Args:
-        sock: listens, does not block.
+        sock: listens.
         context: of a server.
         admit: answers who receives the connection of a peer, None when it is refused.
         handshake_s: from the connection to the end of its handshake.
@@ -54,6 +54,7 @@ class TlsServer:
         handshake_s: float,
         shutdown_s: float,
     ) -> None:
+        sock.setblocking(False)
         self.sockets = (sock,)
         self._sock = sock
         self._context = context
@@ -106,7 +107,7 @@ class TlsServer:
 
 
 async def bind(host: str, port: int, backlog: int) -> socket.socket:
-    """Answer a listening socket that does not block.
+    """Answer a listening socket.
 
     Raises:
         OSError: the address is taken or may not be used.
@@ -114,6 +115,4 @@ async def bind(host: str, port: int, backlog: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, *_, address = found[0]
-    sock = socket.create_server((str(address[0]), int(address[1])), family=family, backlog=backlog)
-    sock.setblocking(False)
-    return sock
+    return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=backlog)

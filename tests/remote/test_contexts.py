@@ -16,6 +16,7 @@ from remote.support import CA, OTHER_CA, bare_server, chain_of, fingerprint, her
 from taskforgectl import trust
 from taskforgectl.contexts import ContextBook
 from taskforgectl.errors import CliError
+from taskforgectl.kinds import CONTEXT
 from taskforgectl.options import Settings
 
 WRONG = ":".join(["AB"] * 32)
@@ -370,6 +371,12 @@ def test_use_list_show_delete(two):
         "there is a context two already"
         in two("context", "add", "two", "--address", "127.0.0.1:1", "--fingerprint", WRONG, code=6).err
     )
+
+
+def test_names_are_completed(two):
+    assert [one.value for one in CONTEXT.shell_complete(None, None, "t")] == ["two"]
+    two.book.write_text("{")
+    assert CONTEXT.shell_complete(None, None, "t") == []
 
 
 def test_tokens_are_kept_privately_and_never_shown(two):

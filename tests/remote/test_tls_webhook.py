@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 
 import pytest
@@ -302,6 +303,14 @@ async def test_start_again_after_a_stop(encrypted):
     await encrypted.listen()
     await encrypted.listener.stop(1)
     await encrypted.listener.start()
+    assert await encrypted.deliver() == 202
+
+
+async def test_a_socket_that_was_handed_over_speaks_tls_too(encrypted):
+    sock = socket.create_server(("127.0.0.1", 0))
+    encrypted.listener = WebhookListener(encrypted.inbox, tls=encrypted.tls)
+    await encrypted.listener.start(sock)
+    assert encrypted.listener.base_url == f"https://127.0.0.1:{sock.getsockname()[1]}"
     assert await encrypted.deliver() == 202
 
 

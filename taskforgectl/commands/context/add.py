@@ -16,6 +16,7 @@ from taskforgectl.commands.context.verbs import item_of, show
 from taskforgectl.contexts import Context, ContextBook, Trust
 from taskforgectl.errors import EXIT_CONFLICT, EXIT_DENIED, EXIT_UNREACHABLE, EXIT_USAGE, CliError
 from taskforgectl.files import read_text
+from taskforgectl.kinds import CONTEXT, FILE, FOLDER
 from taskforgectl.options import LOCAL, Settings, Verb
 
 __all__ = ["verbs"]
@@ -26,14 +27,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 @click.command("add", cls=Verb)
 @click.argument("name")
 @click.option("--address", default="", metavar="HOST:PORT", help="Where the daemon listens for gRPC.")
-@click.option("--home", default="", metavar="DIR", help="Or: a home on this machine.")
+@click.option("--home", type=FOLDER, default="", metavar="DIR", help="Or: a home on this machine.")
 @click.option(
     "--token", metavar="TOKEN", help="What to prove oneself with; - reads it from stdin. It is kept privately."
 )
 @click.option("--fingerprint", default="", metavar="SHA256", help="Trust the certificate with this fingerprint only.")
-@click.option("--ca", default="", metavar="FILE", help="Trust certificates of the CA in this file.")
-@click.option("--cert", default="", metavar="FILE", help="Certificate of this client, where the daemon asks for one.")
-@click.option("--key", default="", metavar="FILE", help="Its private key.")
+@click.option("--ca", type=FILE, default="", metavar="FILE", help="Trust certificates of the CA in this file.")
+@click.option(
+    "--cert", type=FILE, default="", metavar="FILE", help="Certificate of this client, where the daemon asks for one."
+)
+@click.option("--key", type=FILE, default="", metavar="FILE", help="Its private key.")
 @click.option("-n", "--namespace", default="", metavar="NS", help="Namespace to work in.")
 @click.option("--replace", "is_replacing", is_flag=True, help="Replace what has this name.")
 @click.pass_obj
@@ -78,7 +81,7 @@ def _add(
 
 
 @click.command("trust", cls=Verb)
-@click.argument("name")
+@click.argument("name", type=CONTEXT)
 @click.option("--fingerprint", default="", metavar="SHA256", help="The certificate must have this one.")
 @click.pass_obj
 def _trust(settings: Settings, *, name: str, fingerprint: str) -> None:

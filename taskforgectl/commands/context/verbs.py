@@ -8,6 +8,7 @@ import click
 
 from taskforgectl.contexts import Context, ContextBook
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.kinds import CONTEXT
 from taskforgectl.options import LOCAL, Settings, Verb
 from taskforgectl.render.output import Item, note, show_item, show_list
 from taskforgectl.render.tables import Column, show_details, show_table
@@ -16,7 +17,7 @@ __all__ = ["item_of", "show", "verbs"]
 
 
 @click.command("use", cls=Verb)
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=CONTEXT)
 @click.option("--none", "is_none", is_flag=True, help=f"None: the daemon on the home. The same as NAME `{LOCAL}`.")
 @click.pass_obj
 def _use(settings: Settings, *, name: str | None, is_none: bool) -> None:
@@ -58,7 +59,7 @@ def _list(settings: Settings) -> None:
 
 
 @click.command("show", cls=Verb)
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=CONTEXT)
 @click.pass_obj
 def _show(settings: Settings, *, name: str | None) -> None:
     """Show one of them; without NAME the one in force."""
@@ -70,7 +71,7 @@ def _show(settings: Settings, *, name: str | None) -> None:
 
 
 @click.command("delete", cls=Verb)
-@click.argument("name")
+@click.argument("name", type=CONTEXT)
 @click.pass_obj
 def _delete(settings: Settings, *, name: str) -> None:
     """Forget a daemon. Its token stays valid there."""
