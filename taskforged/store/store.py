@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from taskforged.errors import UnavailableError
 from taskforged.store.backup import BackupError, copy_database
 from taskforged.store.database import connect_reader, connect_writer, schema_version
 from taskforged.store.journal import Journal
@@ -21,6 +22,13 @@ T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 Connection: TypeAlias = sqlite3.Connection
 SQLITE_VERSION = sqlite3.sqlite_version
+
+
+READ_S_MAX = 5.0
+"""How long one reading may take: while it lasts, the log cannot be cut and grows."""
+
+_READ_STEPS = 200_000
+"""Instructions of SQLite's machine between two looks at the clock: some milliseconds."""
 
 
 class Pages(NamedTuple):
@@ -86,9 +94,13 @@ class Store:
         await self._writer.stop()
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Execute a function on a read-only connection."""
+        """Execute a function on a read-only connection.
+
+        Raises:
+            UnavailableError: it took longer than `READ_S_MAX`.
+        """
         self._turn = (self._turn + 1) % READERS
-        return await self._readers[self._turn].run(function)
+        return await self._readers[self._turn].run(lambda connection: _bounded(connection, function))
 
     async def rows(self, query: str, *parameters: Any) -> list[Row]:
         """Answer all rows of a named query."""
@@ -150,6 +162,19 @@ class Store:
     def sizes(self) -> tuple[int, int]:
         """Answer the size of the database file and of its write-ahead log, in bytes."""
         return _size(self.path), _size(self.path.with_name(self.path.name + "-wal"))
+
+
+def _bounded(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+    deadline = time.monotonic() + READ_S_MAX
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, _READ_STEPS)
+    try:
+        return function(connection)
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
+            raise
+        raise UnavailableError(f"the database did not answer within {READ_S_MAX:g} s; ask for less") from error
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 def _count_pages(connection: sqlite3.Connection) -> tuple[int, int, int, bool]:
