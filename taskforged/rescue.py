@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         answer = {"ok": False, "message": error.message, "reason": error.reason}
     except BackupError as error:
         answer = {"ok": False, "message": str(error), "reason": "BAD_BACKUP"}
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         answer = {"ok": False, "message": str(error), "reason": "FAILED"}
     sys.stdout.buffer.write(orjson.dumps(answer))
     sys.exit(0 if answer["ok"] else 1)

@@ -43,15 +43,17 @@ def compact(path: Path) -> None:
     """Write a database anew without its free pages; from then on it gives them back by itself.
 
     Raises:
-        BackupError: it is not ours.
-        sqlite3.Error: it could not be read or written.
+        BackupError: it is not ours, or could not be read or written.
     """
-    with contextlib.closing(_open(path)) as connection:
-        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise BackupError(f"{path} is not a database of Taskforge")
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    try:
+        with contextlib.closing(_open(path)) as connection:
+            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                raise BackupError(f"{path} is not a database of Taskforge")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        raise BackupError(f"{path} could not be written anew: {error}") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:
