@@ -89,6 +89,24 @@ class Home:
         except PermissionError:
             raise _forbidden(self.token_file) from None
 
+    def replace_token(self, secret: str) -> Path | None:
+        """Write a token's new secret over its old one; answers the file, None when the home's token is another one."""
+        known = secret.rpartition("_")[0] + "_"
+        try:
+            is_ours = self.token_file.read_text().startswith(known)
+        except OSError:
+            return None
+        if not is_ours:
+            return None
+        temporary = self.token_file.with_name("token.new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(secret + "\n")
+            file.flush()
+            os.fsync(fd)
+        temporary.replace(self.token_file)
+        return self.token_file
+
     def daemon_lives(self) -> bool:
         """Answer whether a process holds the home.
 

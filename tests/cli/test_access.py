@@ -114,3 +114,49 @@ def test_what_can_be_no_token_is_refused_before_it_is_sent(ctl):
 def test_a_token_of_a_namespace_needs_no_namespace_named(ctl):
     secret = ctl.run("token", "create", "tenant", "--role", "viewer", "--for-namespace", "default").stdout.strip()
     assert ctl.json("workflow", "list", "--token", secret)
+
+
+def test_the_home_s_token_is_rotated_with_its_file(ctl, shared):
+    home = shared.home
+    before = (home / "token").read_text().strip()
+    token_id = before.split("_")[1]
+    done = ctl.run("token", "rotate", token_id, "--grace", "1h")
+    assert "has the new one" in done.stderr
+    assert (home / "token").read_text().strip() == done.stdout.strip() != before
+    assert (home / "token").stat().st_mode & 0o777 == 0o600
+    ctl("token", "list", TASKFORGE_TOKEN=before)  # in its grace
+    other = ctl.json("token", "create", "other", "--role", "viewer")
+    fresh = ctl.json("token", "rotate", other["id"])
+    assert (fresh["id"], fresh["name"]) == (other["id"], "other")
+    ctl.error("run", "list", code=4, TASKFORGE_TOKEN=other["secret"])
+    ctl("run", "list", TASKFORGE_TOKEN=fresh["secret"])
+    ctl("token", "revoke", other["id"])
+    assert other["id"] not in ctl("token", "list", "--live", "-o", "name")
+    assert other["id"] in ctl("token", "list", "-o", "name")
+    ctl.error("token", "rotate", other["id"], code=6)
+    ctl.error("token", "rotate", token_id, "--grace", "soon", code=2)
+
+
+def test_the_audit_is_listed(ctl):
+    ctl("secret", "set", "AUDITED", stdin="value")
+    ctl.error("secret", "delete", "ABSENT", code=3)
+    first, second = ctl.json("audit", "list", "--method", "SecretService/", "--limit", "2")
+    assert (first["method"], first["outcome"]) == ("SecretService/DeleteSecret", "NOT_FOUND")
+    assert (second["resource_type"], second["resource"], second["token_name"]) == ("secret", "AUDITED", "home")
+    told = ctl("audit", "list", "--outcome", "not_found", "--since", "-1h")
+    assert "secret/ABSENT" in told
+    assert "AUDITED" not in told
+    done = ctl.run("audit", "list", "--until", "-1h")
+    assert "nothing was changed" in done.stdout + done.stderr
+
+
+def test_the_master_key_is_rotated(ctl, shared):
+    home = shared.home
+    ctl("secret", "set", "KEPT", stdin="value")
+    before = (home / "master.key").read_text()
+    done = ctl.json("secret", "rotate-key")
+    assert int(done["secrets"]) >= 1
+    assert done["key_id"] != done["previous_key_id"]
+    assert (home / "master.key").read_text() != before
+    assert not (home / "master.key.new").exists()
+    assert ctl.json("secret", "list")[0]["key_id"] == done["key_id"]

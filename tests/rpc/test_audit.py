@@ -1,6 +1,7 @@
 """The audit: exactly one row for each call that changes something or tries to, in the change's own transaction."""
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 
@@ -23,7 +24,8 @@ READING = ("Get", "List", "Watch", "Validate", "Preview", "Explain", "Verify", "
 
 
 def stored(daemon, where="1"):
-    with sqlite3.connect(f"file:{daemon.home}/taskforge.db?mode=ro", uri=True) as database:
+    path = f"file:{daemon.home}/taskforge.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(path, uri=True)) as database:
         database.row_factory = sqlite3.Row
         return [dict(row) for row in database.execute(f"SELECT * FROM audit WHERE {where} ORDER BY no")]
 
@@ -152,7 +154,7 @@ async def test_reads_and_webhooks_leave_none(own):
 async def test_it_is_append_only(own):
     await own.apply(HELLO)
     assert own.daemon.terminate() == 0
-    with sqlite3.connect(own.daemon.home / "taskforge.db") as database:
+    with contextlib.closing(sqlite3.connect(own.daemon.home / "taskforge.db")) as database:
         for sql in (
             "UPDATE audit SET outcome = 'NOT_FOUND'",
             "DELETE FROM audit",

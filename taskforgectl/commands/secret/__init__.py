@@ -13,5 +13,6 @@ command = LazyNoun(
         "list": ("verbs", "List secrets by name."),
         "set": ("verbs", "Create or replace a secret."),
         "delete": ("verbs", "Delete a secret."),
+        "rotate-key": ("verbs", "Encrypt all secrets with a new master key."),
     },
 )

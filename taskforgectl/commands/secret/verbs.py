@@ -100,4 +100,23 @@ def delete(settings: Settings, name: str) -> None:
     tell_deleted(settings, name)
 
 
+@command.command("rotate-key")
+@click.pass_obj
+def rotate_key(settings: Settings) -> None:
+    """Encrypt all secrets with a new master key.
+
+    The daemon makes the key and puts it into the home's master.key. Backups that were made before need the old key:
+    keep a copy of it with them. A key from a variable or a systemd credential is rotated there.
+    """
+    with Connection(settings) as connection:
+        method = connection.stub(SecretServiceStub).RotateMasterKey
+        item = plain(connection.tell(method, pb.RotateMasterKeyRequest()))
+    show_item(settings, item, key="key_id", people=_tell_rotation)
+
+
+def _tell_rotation(one: Item) -> None:
+    echo(f"{one['secrets']} secrets are encrypted with the new key {one['key_id']}")
+    click.echo("back up master.key; backups made until now need the key before", err=True)
+
+
 verbs = tuple(command.commands.values())

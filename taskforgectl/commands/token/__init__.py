@@ -8,10 +8,11 @@ __all__ = ["command"]
 
 command = LazyNoun(
     "token",
-    help="Create and revoke credentials.",
+    help="Create, rotate and revoke credentials.",
     verbs={
         "create": ("verbs", "Make a token."),
         "list": ("verbs", "List tokens, newest first."),
+        "rotate": ("verbs", "Replace a token's secret."),
         "revoke": ("verbs", "End a token at once."),
     },
 )

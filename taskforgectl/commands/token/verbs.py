@@ -14,6 +14,7 @@ from taskforge.v1.token_service_pb2_grpc import TokenServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.home import Home
 from taskforgectl.kinds import TOKEN
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
@@ -21,6 +22,7 @@ from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.output import Item, echo, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.tables import Column, tabled, when
+from taskforgectl.times import parse_span
 from taskforgectl.watching import show_listing
 
 __all__ = ["verbs"]
@@ -32,7 +34,7 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 @click.group("token", cls=Noun)
 def command() -> None:
-    """Create and revoke credentials."""
+    """Create, rotate and revoke credentials."""
 
 
 @command.command("create")
@@ -62,17 +64,45 @@ def _duration(ttl: str | None) -> Duration | None:
     return Duration(seconds=int(found[1]) * _UNIT_S[found[2]])
 
 
+@command.command("rotate")
+@click.argument("token_id", metavar="TOKEN", type=TOKEN)
+@click.option("--grace", metavar="SPAN", default="", help="How long the old secret works, too. Default: not at all.")
+@click.option("--ttl", metavar="SPAN", help="How long the token works from now on. Default: as it was.")
+@click.option("--request-id", metavar="ID", default="", help="Makes a repetition safe whose answer was lost.")
+@click.pass_obj
+def rotate(settings: Settings, *, token_id: str, grace: str, ttl: str | None, request_id: str) -> None:
+    """Replace a token's secret. The new one is shown this once.
+
+    The token stays who it is: its name, role, namespace and what was done with it. The token of this home is written
+    into its file, too.
+    """
+    kept = _duration(ttl)
+    overlap = Duration(seconds=round(parse_span(grace, "--grace").total_seconds())) if grace else None
+    request = pb.RotateTokenRequest(token_id=token_id, grace=overlap, ttl=kept, request_id=request_id)
+    with Connection(settings) as connection:
+        answer = connection.tell(connection.stub(TokenServiceStub).RotateToken, request)
+    item = {**plain(answer.token), "secret": answer.secret}
+    written = Home(settings.home).replace_token(answer.secret)
+    show_item(settings, item, key="id", people=lambda one: echo(one["secret"]))
+    if settings.output == "table":
+        ends = f"until {when(item['previous_until'])}" if overlap else "no more"
+        place = f"; {written} has the new one" if written else ""
+        click.echo(f"token {item['id']} rotated; the old secret works {ends}{place}", err=True)
+
+
 @command.command("list")
+@click.option("--live", is_flag=True, help="Only tokens that are neither revoked nor expired.")
 @listing_options
 @click.pass_obj
-def list_(settings: Settings, listing: Listing) -> None:
+def list_(settings: Settings, *, live: bool, listing: Listing) -> None:
     """List tokens, newest first."""
 
     def read(connection: Connection) -> Sequence[Item]:
         stub = connection.stub(TokenServiceStub)
 
         def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            answer = connection.ask(stub.ListTokens, pb.ListTokensRequest(page_size=size, page_token=token))
+            request = pb.ListTokensRequest(live_only=live, page_size=size, page_token=token)
+            answer = connection.ask(stub.ListTokens, request)
             return answer.tokens, answer.next_page_token
 
         return collect(fetch, listing.limit)
@@ -84,6 +114,7 @@ def list_(settings: Settings, listing: Listing) -> None:
         Column("NAMESPACE", lambda one: one["namespace"] or "all"),
         Column("CREATED", lambda one: when(one["create_time"])),
         Column("EXPIRES", lambda one: when(one["expire_time"]) or "never"),
+        Column("ROTATED", lambda one: when(one["rotate_time"])),
         Column("LAST USED", lambda one: when(one["last_use_time"]) or "never"),
         Column("REVOKED", lambda one: when(one["revoke_time"])),
     ]
