@@ -26,7 +26,7 @@ from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.steps.base import Failed, Outcome, SecretValue, Succeeded, Task
 from taskforged.steps.http_answer import FAILURE_READ_MAX, clean, excerpt, parse_body, read_body, read_headers
 from taskforged.steps.http_failure import FailedError, fail, place_text, raise_network
-from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected, target_of
+from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected, targets_of
 from taskforged.steps.outbound import Denied, Hop, Outbound
 from taskforged.steps.secrets import mask, resolve_references
 
@@ -172,14 +172,13 @@ class HttpExecutor:
 
 
 async def _resolve(config: Mapping[str, Json], task: Task, used: set[str]) -> dict[str, Json]:
-    host, port = target_of(config)
-
     def admit(name: str, secret: SecretValue) -> None:
         # Where a redirect leaves this origin, whatever holds a secret stays behind, see `http_request`.
-        if not secret.may_go_to(host, port):
-            allowed = ", ".join(secret.hosts)
-            message = f"the secret {name} may only be sent to {allowed}, not to {host}, port {port}"
-            fail("secret_not_allowed", message, details={"secret": name, "host": host, "port": port})
+        for host, port in targets_of(config) if secret.hosts else ():
+            if not secret.may_go_to(host, port):
+                allowed = ", ".join(secret.hosts)
+                message = f"the secret {name} may only be sent to {allowed}, not to {host}, port {port}"
+                fail("secret_not_allowed", message, details={"secret": name, "host": host, "port": port})
 
     try:
         resolved, values = await resolve_references(config, task.secret, admit=admit)

@@ -18,7 +18,7 @@ from taskforged.steps.base import Task
 from taskforged.steps.http_failure import fail, origin_text
 from taskforged.steps.tls_contexts import Tls
 
-__all__ = ["Request", "Rules", "build_request", "read_rules", "redirected", "target_of"]
+__all__ = ["Request", "Rules", "build_request", "read_rules", "redirected", "targets_of"]
 
 _PEM_MAX = 1 << 17
 _REDIRECTS_DEFAULT, _REDIRECTS_MAX = 5, 20  # 20 is where browsers stop (Fetch standard)
@@ -121,10 +121,13 @@ def build_request(config: Mapping[str, Json], resolved: Mapping[str, Json], task
     )
 
 
-def target_of(config: Mapping[str, Json]) -> tuple[str, int]:
-    """Host and port that the first request goes to, which secrets have no part in."""
+def targets_of(config: Mapping[str, Json]) -> list[tuple[str, int]]:
+    """Host and port that the first request goes to, by its URL and by a header `Host`; secrets have no part in them."""
     url = _url(config.get("url"), None)
-    return url.raw_host or "", url.port or 0
+    headers = config.get("headers")
+    hosts = [value for name, value in headers.items() if name.lower() == "host"] if isinstance(headers, dict) else []
+    urls = [url, *(_url(f"{url.scheme}://{host}" if isinstance(host, str) else None, None) for host in hosts)]
+    return [(one.raw_host or "", one.port or 0) for one in urls]
 
 
 def _tls(value: Json) -> Tls | None:

@@ -287,3 +287,19 @@ async def test_a_secret_with_hosts_goes_along_within_the_host(make, serve):
     secrets = {"T": SecretValue("tttoken", ("127.0.0.1",))}
     assert isinstance(await http.execute(task(server.url, secrets, headers=BEARER, max_redirects=1)), Succeeded)
     assert server.last.headers["authorization"] == "Bearer tttoken"
+
+
+@pytest.mark.parametrize("name", ["Host", "host"])
+async def test_a_header_for_another_host_at_the_same_server_counts(make, serve, name):
+    server = await serve(answer())
+    http = await make()
+    secrets = {"T": SecretValue("tttoken", ("127.0.0.1", "good.example"))}
+    for host, code in (("evil.example", "secret_not_allowed"), ({"$secret": "T"}, "invalid_request")):
+        outcome = await http.execute(task(server.url, secrets, headers={**BEARER, name: host}))
+        assert outcome.code == code
+    assert server.connections == 0
+    outcome = await http.execute(task(server.url, secrets, headers={**BEARER, name: "good.example"}))
+    assert isinstance(outcome, Succeeded)
+    assert server.last.headers["host"] == "good.example"
+    plain = await http.execute(task(server.url, headers={name: "evil.example"}))
+    assert isinstance(plain, Succeeded)
