@@ -128,13 +128,20 @@ def _rules(value: Any) -> tuple[str, ...]:
 
 
 def _ports(value: Any) -> tuple[int, ...]:
-    return tuple(map(_integer(1, 65_535), _items(value)))
+    try:
+        return tuple(map(_integer(1, 65_535), _items(value)))
+    except ValueError:
+        raise ValueError("must be numbers of ports such as [80, 443]") from None
 
 
 def _proxy(value: Any) -> str:
-    parts = urlsplit(str(value))
-    is_url = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
-    if value and (not is_url or parts.path.strip("/") or parts.query or parts.netloc.count("@") > 1):
+    try:
+        parts = urlsplit(str(value))
+        is_url = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+        is_bare = not parts.path.strip("/") and not parts.query and parts.netloc.count("@") <= 1
+    except ValueError:  # whose text would show a part of the password
+        is_url = is_bare = False
+    if value and not (is_url and is_bare):
         raise ValueError(
             "must be a URL such as http://user:password@proxy.example:3128, http or https, without a path;"
             " in the password @ is %40 and / is %2F"

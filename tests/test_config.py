@@ -48,6 +48,13 @@ def test_the_home_comes_from_flag_environment_or_default(tmp_path):
         ('[store]\nsynchronous = "OFF"\n', "one of FULL, NORMAL"),
         ("[executor]\ngrace = -1\n", "from 0 to"),
         ("[executor]\ngrace = nan\n", "from 0 to"),
+        ('[egress]\nallow = ["10.0.0.1/8"]\n', "host bits"),
+        ("[egress]\ndeny = 7\n", "must be a list"),
+        ('[egress]\nports = ["https"]\n', "numbers of ports"),
+        ("[egress]\nports = [0]\n", "numbers of ports"),
+        ('[egress]\nproxy = "proxy.example:3128"\n', "must be a URL"),
+        ('[egress]\nproxy = "http://proxy.example/path"\n', "must be a URL"),
+        ('[egress]\nproxy = "http://[::1"\n', "must be a URL"),
     ],
 )
 def test_a_bad_setting_is_refused_with_its_place(tmp_path, text, message):
@@ -65,3 +72,18 @@ def test_a_bad_variable_is_named(tmp_path):
 def test_a_config_file_that_was_named_must_exist(tmp_path):
     with pytest.raises(InvalidArgumentError, match="there is no config file"):
         load(tmp_path, file=tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://u:hidden/word@h:1", "http://u:hid@den@h", "http://u:hidden@h:99999", "x:hidden"]
+)
+def test_what_is_wrong_with_a_proxy_does_not_show_its_password(tmp_path, proxy):
+    with pytest.raises(InvalidArgumentError, match="TASKFORGE_EGRESS_PROXY") as caught:
+        load(tmp_path, {"TASKFORGE_EGRESS_PROXY": proxy})
+    assert "hid" not in caught.value.message
+
+
+def test_lists_of_rules_have_commas_between_in_the_environment(tmp_path):
+    config = load(tmp_path, {"TASKFORGE_EGRESS_ALLOW": "nas.lan, 10.0.0.0/8,", "TASKFORGE_EGRESS_PORTS": "80,443"})
+    assert config("egress", "allow") == ("nas.lan", "10.0.0.0/8")
+    assert config("egress", "ports") == (80, 443)

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import ssl
 from collections import Counter
 
 import pytest
+import trustme
 from closed_urls import CLOSED_URLS
 from harness import Daemon
+from raw_server import Servers, answer
 from switchboard import Board, state
 
 FETCH = """
@@ -134,3 +137,31 @@ async def test_settings_that_cannot_be_used_name_their_place_and_no_password():
             assert "Traceback" not in log
         finally:
             daemon.close()
+
+
+async def test_a_daemon_behind_a_proxy_that_speaks_tls(tmp_path):
+    """With the loop of the daemon: TLS within TLS, the operator's authority, and the password seen nowhere."""
+    ca = trustme.CA()
+    (tmp_path / "ca.pem").write_bytes(ca.cert_pem.bytes())
+    contexts = {name: ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for name in ("far.example", "127.0.0.1")}
+    for name, context in contexts.items():
+        ca.issue_cert(name).configure_cert(context)
+    async with Servers() as servers:
+        far = await servers.start(answer(200, b'{"far": true}'), tls=contexts["far.example"])
+        proxy = await servers.start_proxy(hosts={"far.example": "127.0.0.1"}, tls=contexts["127.0.0.1"])
+        daemon = Daemon(
+            env={"TASKFORGE_EGRESS_PROXY": proxy.with_user, "TASKFORGE_EGRESS_CA_FILE": str(tmp_path / "ca.pem")}
+        )
+        board = Board(daemon)
+        try:
+            await asyncio.to_thread(daemon.start)
+            await board.apply(CALLS)
+            run, errors = await outcomes(board, "calls", url=f"https://far.example:{far.port}/x")
+            assert state(run) == "SUCCEEDED", errors
+            run, errors = await outcomes(board, "calls", url="http://169.254.169.254/")
+            assert errors["post"].code == "egress_denied"
+        finally:
+            await board.close()
+            await daemon.aclose()
+        assert proxy.asked == [f"CONNECT far.example:{far.port}"]
+        assert len(far.requests) == 1

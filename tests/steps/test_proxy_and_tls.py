@@ -10,8 +10,7 @@ import threading
 
 import pytest
 import trustme
-from raw_server import Servers, answer
-from yarl import URL
+from raw_server import PROXY_PASSWORD, Servers, answer
 
 from taskforged.egress import Policy, parse_rule
 from taskforged.errors import FailedPreconditionError, NotFoundError
@@ -21,8 +20,7 @@ from taskforged.steps.outbound import Outbound
 from taskforged.steps.tls_contexts import _KEPT_MAX, Tls
 
 GUARD = 20
-PASSWORD = "pr0xy+pass/word"
-PROXY_AUTH = base64.b64encode(f"alice:{PASSWORD}".encode()).decode()
+PROXY_AUTH = base64.b64encode(f"alice:{PROXY_PASSWORD}".encode()).decode()
 
 
 @pytest.fixture(scope="module")
@@ -299,68 +297,10 @@ async def test_a_file_of_authorities_that_cannot_be_used_is_an_error_at_the_star
 # --- proxies ---------------------------------------------------------------------------------------------------------
 
 
-class Proxy:
-    """Forwards as RFC 9110 says, to where `hosts` says that a name is; remembers what it was asked."""
-
-    def __init__(self, hosts=(), refusal=b"", auth=""):
-        self.hosts, self.refusal, self.auth = dict(hosts), refusal, auth
-        self.asked, self.heads, self.tasks = [], [], set()
-
-    async def serve(self, reader, writer):
-        self.tasks.add(asyncio.current_task())
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.heads.append(head)
-            method, target, _ = head.split(" ", 2)
-            self.asked.append(f"{method} {target}")
-            if self.refusal or (self.auth and f"Proxy-Authorization: Basic {self.auth}" not in head):
-                writer.write(self.refusal or b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
-                await writer.drain()
-            else:
-                await self._forward(method, target, head, reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the client has gone, or the end of the test
-        finally:
-            writer.close()
-
-    async def _forward(self, method, target, head, reader, writer):
-        url = URL(f"http://{target}" if method == "CONNECT" else target)
-        far, upstream = await asyncio.open_connection(self.hosts.get(url.host, url.host), url.port)
-        try:
-            if method == "CONNECT":
-                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            else:
-                upstream.write(head.replace(target, url.raw_path_qs, 1).encode())
-            await asyncio.gather(self._pipe(reader, upstream), self._pipe(far, writer))
-        finally:
-            upstream.transport.abort()
-
-    async def _pipe(self, reader, writer):
-        while chunk := await reader.read(65536):
-            writer.write(chunk)
-            await writer.drain()
-        writer.close()
-
-
 @pytest.fixture
 async def proxying():
-    opened = []
-
-    async def start(tls=None, **how):
-        proxy = Proxy(**how)
-        listening = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
-        port = listening.sockets[0].getsockname()[1]
-        proxy.url = f"http{'s' if tls else ''}://127.0.0.1:{port}"
-        proxy.with_user = proxy.url.replace("//", f"//alice:{PASSWORD.replace('/', '%2F').replace('+', '%2B')}@")
-        opened.append((proxy, listening))
-        return proxy
-
-    yield start
-    for proxy, listening in opened:
-        listening.close()
-        for one in proxy.tasks:
-            one.cancel()
-        await asyncio.gather(*proxy.tasks, return_exceptions=True)
+    async with Servers() as servers:
+        yield servers.start_proxy
 
 
 async def test_requests_go_through_the_proxy_which_looks_the_name_up(make, serve, proxying):
@@ -391,7 +331,7 @@ async def test_tls_goes_through_a_tunnel(make, serve, proxying, ca, proxy_tls):
 
 async def test_the_proxys_password_is_sent_to_it_and_seen_nowhere(make, serve, proxying):
     proxy = await proxying(auth=PROXY_AUTH)
-    echo = f"{PASSWORD} {PROXY_AUTH}".encode()
+    echo = f"{PROXY_PASSWORD} {PROXY_AUTH}".encode()
     server = await serve(answer(body=echo, kind="text/plain", headers=["Connection: close"]))
     http = await make(proxy=proxy.with_user)
     outcome = await http.execute(task(server.url))
