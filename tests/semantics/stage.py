@@ -78,10 +78,10 @@ class Stage(World):
         for name in names:
             await stub.DeleteWorkflow(workflow_service_pb2.DeleteWorkflowRequest(name=name), timeout=20)
 
-    async def secret(self, name: str, value: str, namespace: str = "") -> None:
+    async def secret(self, name: str, value: str, namespace: str = "", **more: Any) -> None:
         """Set a secret."""
         stub = self.daemon.stub(secret_service_pb2_grpc.SecretServiceStub)
-        await stub.SetSecret(secret_service_pb2.SetSecretRequest(namespace=namespace, name=name, value=value))
+        await stub.SetSecret(secret_service_pb2.SetSecretRequest(namespace=namespace, name=name, value=value, **more))
 
     @property
     def triggers(self) -> Any:

@@ -162,7 +162,7 @@ async def test_a_release_is_told_by_the_hour_into_which_it_falls(stage: Stage):
 
 
 async def test_a_dns_record_is_changed_only_when_the_address_has(stage: Stage):
-    await stage.secret("DNS_TOKEN", "dns-token")
+    await stage.secret("DNS_TOKEN", "dns-token", hosts=["127.0.0.1"])
     await stage.put("dynamic-dns")
     records = "/client/v4/zones/023e105f4ecef8ad9ca31a8372d0c353/dns_records"
     stage.service.script("/ip", (200, {"ip": "203.0.113.7"}), (200, {"ip": "203.0.113.8"}))
@@ -175,6 +175,12 @@ async def test_a_dns_record_is_changed_only_when_the_address_has(stage: Stage):
     assert stage.service.bodies(f"{records}/r1") == [{"content": "203.0.113.8"}]
     assert {one["Authorization"] for one in stage.service.headers(records)} == {"Bearer dns-token"}
     assert all("Authorization" not in one for one in stage.service.headers("/ip")), "the token is for the API alone"
+    await stage.secret("DNS_TOKEN", "dns-token", hosts=["api.cloudflare.com"])
+    stage.service.clear()
+    elsewhere = await fired(stage, "dynamic-dns")
+    assert (elsewhere.state, elsewhere.error.step) == ("FAILED", "record")
+    assert "api.cloudflare.com" in elsewhere.error.message
+    assert stage.service.paths() == ["/ip"]
 
 
 # --- dumps -----------------------------------------------------------------------------------------------------------
