@@ -58,6 +58,8 @@ def test_the_tour(tmp_path):
         assert "waits for approval" in done.stdout
         assert "03:00:00 +0" in done.stdout, "when the backup is due"
         assert "Next due: " in done.stdout
+        assert "SetSecret" in done.stdout, "the audit names the call that set a secret"
+        assert list(tmp_path.glob("tmp.*/taskforge/backups/*.db")), "a backup was made"
         assert "`if` is false: event.body.total > 0 (event.body.total was 0)" in done.stdout
         assert not list(tmp_path.glob("tmp.*/taskforge/taskforged.json")), "the tour leaves no daemon behind"
     finally:
