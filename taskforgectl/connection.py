@@ -20,11 +20,15 @@ from taskforgectl.contexts import Trust
 from taskforgectl.errors import EXIT_DENIED, EXIT_USAGE, CliError, NotRunningError, RemoteError, Violation
 from taskforgectl.home import Home
 from taskforgectl.options import Settings
+from taskforgectl.service.manager import comes_back
 
 __all__ = ["Connection"]
 
 _REPEAT_PAUSES_S = (0.1, 0.3, 0.9)
 """A daemon that restarts is back within a second or two."""
+
+_RETURN_S = 0.2
+"""Between two looks whether a daemon that starts, stops or is restarted is back."""
 
 _STREAM_S = 900.0
 """A stream's deadline. A watcher asks again from where it was, so a daemon that hangs is not waited for for ever."""
@@ -49,13 +53,18 @@ A = TypeVar("A", bound=Message)
 class Connection:
     """A channel to one daemon. Use as a context manager.
 
+    Args:
+        settings: whom to reach, and as whom.
+        patient: wait for a daemon of this machine that is about to come back, instead of saying that none runs.
+
     Raises:
         NotRunningError: no address is given, and no daemon runs on the home.
         CliError: there is no token, the address cannot be used, or who listens there is not who it should be.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._target = settings.address or _local_address(settings)
+    def __init__(self, settings: Settings, *, patient: bool = True) -> None:
+        self._home = Home(settings.home) if patient and not settings.address else None
+        self._target = settings.address or _local_address(settings, patient=patient)
         self._trust = _find_trust(settings, self._target)
         self._context = settings.context.name if settings.context else ""
         _check_address(self._target, self._trust)
@@ -85,14 +94,19 @@ class Connection:
         Raises:
             RemoteError: the daemon refused, or was not to be reached.
         """
-        for pause_s in _REPEAT_PAUSES_S:
+        deadline = time.monotonic() + self._timeout_s
+        pauses = iter(_REPEAT_PAUSES_S)
+        while True:
             try:
                 return self.tell(method, request, extra_s=extra_s)
             except RemoteError as error:
-                if error.status != "UNAVAILABLE":
+                pause_s = next(pauses, 0.0)
+                if error.status != "UNAVAILABLE" or not (pause_s or self._comes_back(deadline)):
                     raise
-            time.sleep(pause_s)
-        return self.tell(method, request, extra_s=extra_s)
+            time.sleep(pause_s or _RETURN_S)
+
+    def _comes_back(self, deadline: float) -> bool:
+        return self._home is not None and time.monotonic() < deadline and comes_back(self._home)
 
     def tell(self, method: grpc.UnaryUnaryMultiCallable[Q, A], request: Q, *, extra_s: float = 0.0) -> A:
         """Call once.
@@ -134,11 +148,15 @@ class Connection:
 # --- where to --------------------------------------------------------------------------------------------------------
 
 
-def _local_address(settings: Settings) -> str:
-    known = Home(settings.home).run_file()
-    if known is None or not known.grpc:
-        raise NotRunningError(settings.home)
-    return known.grpc[0]
+def _local_address(settings: Settings, *, patient: bool) -> str:
+    home, deadline = Home(settings.home), time.monotonic() + settings.timeout_s
+    while True:
+        known = home.run_file()
+        if known is not None and known.grpc:
+            return known.grpc[0]
+        if not patient or time.monotonic() > deadline or not comes_back(home):
+            raise NotRunningError(settings.home)
+        time.sleep(_RETURN_S)
 
 
 def _find_trust(settings: Settings, target: str) -> Trust | None:

@@ -200,6 +200,8 @@ def command(settings: Settings, *, with_tls: bool, with_systemd: bool, hosts: tu
         report |= {"made": [str(path) for path in made], "left_alone": [str(path) for path in kept]}
         report |= (tls.report() if tls else {}) | (service.report() if service else {})
         click.echo(json.dumps(report, indent=2))  # JSON is YAML as well
+    if service and service.fault:
+        raise service.fault
 
 
 def _files(home: Home, config: str) -> list[tuple[Path, str]]:

@@ -39,6 +39,8 @@ def command(settings: Settings, *, follow: bool, lines: int, level: str) -> None
     backwards, forwards = _sources(home)
     past = _severe(map(parsed, backwards()), level)
     found = list(itertools.islice(past, lines or None))[::-1]
+    if not found and settings.output == "table" and level == _LEVELS[0]:
+        click.echo("nothing is logged; a journal is for its user to read when it is stored on disk", err=True)
     if not follow:
         show_list(settings, found, key=_event, table=lambda items: tell_lines(settings, items))
         return

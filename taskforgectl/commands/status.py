@@ -46,7 +46,7 @@ def running(settings: Settings) -> dict[str, Any]:
         NotRunningError: there is no run file.
         RemoteError: the daemon does not answer.
     """
-    with Connection(settings) as connection:
+    with Connection(settings, patient=False) as connection:
         return plain(connection.ask(connection.stub(SystemServiceStub).GetInfo, pb.GetInfoRequest()))
 
 

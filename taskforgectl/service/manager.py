@@ -11,7 +11,7 @@ from taskforgectl.errors import EXIT_UNREACHABLE, CliError
 from taskforgectl.home import Home
 from taskforgectl.service.units import SERVICE, SOCKET, served_home, unit_folder
 
-__all__ = ["Manager", "in_charge", "lingers"]
+__all__ = ["Manager", "comes_back", "in_charge", "lingers"]
 
 _ASK_S = 10.0
 
@@ -105,6 +105,14 @@ def in_charge(home: Home) -> Manager | None:
         return None
     manager = Manager()
     return manager if manager.is_there() and manager.is_enabled() else None
+
+
+def comes_back(home: Home) -> bool:
+    """Whether a daemon is about to answer: one starts or stops, or its manager is restarting it."""
+    if home.daemon_lives():
+        return True
+    manager = in_charge(home)
+    return manager is not None and manager.state() in {"activating", "deactivating", "reloading"}
 
 
 def lingers() -> bool:

@@ -28,11 +28,12 @@ _CHECK_S = 30.0
 
 
 class Setup(NamedTuple):
-    """What was done: units, whether they run now, what is left to type and why."""
+    """What was done: units, whether they run now, what is left to type and why. `fault`: why they do not run."""
 
     units: Sequence[Installed]
     state: str
     left: Sequence[tuple[str, str]]
+    fault: CliError | None = None
 
     def report(self) -> dict[str, Any]:
         """Answer it for programs."""
@@ -54,7 +55,7 @@ def set_up(home: Home) -> Setup:
     """Install both units for a home and start them.
 
     Raises:
-        CliError: the service is another home's, or does not start.
+        CliError: the service is another home's, or the settings have faults.
     """
     served = served_home()
     if served is not None and served.resolve() != home.path.resolve():
@@ -76,7 +77,10 @@ def set_up(home: Home) -> Setup:
         manager.enable(now=False)
         left.insert(0, ("taskforgectl restart", "a daemon runs in the background; this hands over to the service"))
         return Setup(units, "enabled", left)
-    manager.enable(now=True)
+    try:
+        manager.enable(now=True)
+    except CliError as fault:
+        return Setup(units, manager.state(), left, fault)
     if was_active and any(one.change is Change.UPDATED for one in units):
         left.insert(0, ("taskforgectl restart", "the running daemon still has the old unit"))
     return Setup(units, manager.state(), left)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -38,6 +39,10 @@ _WAL_PAGES = 4000
 """Checkpoint after 16 MiB of log: rarer than SQLite's default of 1,000 pages, still quick to replay at start."""
 
 
+_LOCK_TRIES = 10
+_LOCK_PAUSE_S = 0.02
+
+
 class HomeLock:
     """An exclusive lock on a home, held as long as the process lives."""
 
@@ -52,9 +57,7 @@ class HomeLock:
             FailedPreconditionError: another process holds it.
         """
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _try_lock(fd):
             holder = os.read(fd, 32).decode(errors="replace").strip()
             os.close(fd)
             raise FailedPreconditionError(
@@ -62,7 +65,7 @@ class HomeLock:
                 " stop it with `taskforgectl down`, or use another --home",
                 reason="HOME_IN_USE",
                 metadata={"home": str(self._path.parent), "pid": holder},
-            ) from None
+            )
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
         self._fd = fd
@@ -72,6 +75,18 @@ class HomeLock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _try_lock(fd: int) -> bool:
+    """Take a lock; a client that just looks whether it is held has it for an instant."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 class Migration(NamedTuple):

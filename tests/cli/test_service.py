@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli.support import Ctl
+from cli.support import NAP, Ctl, finish
 from harness import ROOT, Daemon
 
 SERVICE, SOCKET = "taskforged.service", "taskforged.socket"
@@ -76,7 +76,7 @@ elif verb == "is-enabled":
     print("enabled" if (state / "enabled").exists() else "disabled")
     sys.exit(0 if (state / "enabled").exists() else 1)
 elif verb == "is-active":
-    print("active" if running() else "inactive")
+    print("activating" if (state / "busy").exists() else "active" if running() else "inactive")
 elif verb == "show":
     print(pid.read_text() if running() else 0)
 elif verb == "start" and service:
@@ -84,8 +84,11 @@ elif verb == "start" and service:
 elif verb == "stop" and service:
     stop()
 elif verb == "restart" and service:
+    (state / "busy").touch()
     stop()
+    time.sleep(1.5)
     start()
+    (state / "busy").unlink()
 """
 LOGINCTL = '#!/bin/sh\n[ -e "$FAKE_STATE/linger" ] && echo yes || echo no\n'
 JOURNALCTL = """\
@@ -266,6 +269,26 @@ def test_verbs_go_through_the_manager(machine: Machine):
     assert machine.json("status", code=0)["service"] == f"{SERVICE}: active"
 
 
+def test_clients_wait_while_the_service_restarts(machine: Machine):
+    machine("init", "--systemd")
+    machine.apply(NAP.replace("60s", "6s"))
+    run_id = machine("run", "start", "nap", "-o", "name").strip()
+    watching = machine.popen("run", "watch", run_id, "-o", "json")
+    watching.stdout.readline()
+    restarting = machine.popen("restart")
+    answers = 0
+    while restarting.poll() is None:
+        assert "nap" in machine("workflow", "list", "-o", "name"), "no call fails meanwhile"
+        answers += 1
+    assert finish(restarting)[0]
+    assert answers
+    out, err = finish(watching)
+    assert watching.returncode == 0, err
+    sequences = [json.loads(line)["sequence"] for line in out.splitlines() if "sequence" in line]
+    assert sequences == list(range(2, len(sequences) + 2)), "nothing is lost or repeated"
+    assert machine.json("run", "show", run_id)["state"] == "SUCCEEDED"
+
+
 def test_a_service_that_does_not_start_is_told_in_the_managers_words(machine: Machine):
     machine("init", "--systemd")
     machine("down")
@@ -273,6 +296,11 @@ def test_a_service_that_does_not_start_is_told_in_the_managers_words(machine: Ma
     told = machine.error("up", code=1)
     assert "control process exited" in told
     assert "taskforgectl logs" in told
+    (machine.home / "config.toml").unlink()
+    (machine.home / "taskforge.db").write_bytes(b"no database" * 100)
+    done = machine.run("init", "--systemd", code=1)
+    assert f"left alone  {machine.units / SERVICE}" in done.stdout, "what was done is told before what went wrong"
+    assert "control process exited" in done.stderr
 
 
 def test_logs_of_a_service_come_from_the_journal(machine: Machine):
