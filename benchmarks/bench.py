@@ -17,6 +17,8 @@ import functools
 import json
 import os
 import platform
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -613,6 +615,29 @@ async def bench_start(b: Bench) -> None:
     b.add(Row("resident memory, idle", memory / 1e6, "MB", 90, resident / 1e6, what, higher=False))
 
 
+async def bench_help(b: Bench) -> None:
+    """(k) Help, from exec to the end, and the completion of a name by a daemon."""
+    bare_s = statistics.median(_took([sys.executable, "-c", "import click"]) for _ in range(20))
+    for words in (("--help",), ("run", "--help")):
+        seconds = statistics.median(_took([sys.executable, "-m", "taskforgectl", *words]) for _ in range(20))
+        name = f"taskforgectl {' '.join(words)}, median of 20"
+        b.add(Row(name, seconds * 1e3, "ms", 150, bare_s * 1e3, "Python with click", higher=False))
+    async with serving(PURE) as client:
+        line = "taskforgectl run start "
+        names = {"_TASKFORGECTL_COMPLETE": "bash_complete", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        environment = {**os.environ, **names, "TASKFORGE_HOME": str(client.daemon.home)}
+        seconds = statistics.median(
+            [await asyncio.to_thread(_took, [sys.executable, "-m", "taskforgectl"], environment) for _ in range(20)]
+        )
+    b.add(Row("completion of a workflow's name, median of 20", seconds * 1e3, "ms", higher=False))
+
+
+def _took(command: list[str], environment: dict[str, str] | None = None) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
+
+
 async def bench_disk(b: Bench) -> None:
     """(h) Bytes on disk per finished run, full history, after a clean stop."""
     count = b.count(4000)
@@ -660,6 +685,7 @@ BENCHES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "cron": bench_cron,
     "events": bench_events,
     "start": bench_start,
+    "help": bench_help,
     "disk": bench_disk,
 }
 

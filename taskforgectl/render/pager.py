@@ -13,8 +13,6 @@ from collections.abc import Iterator
 
 __all__ = ["paged"]
 
-_OTHERWISE = "more"
-
 
 @contextlib.contextmanager
 def paged(program: str) -> Iterator[None]:
@@ -45,11 +43,8 @@ def _command(program: str) -> list[str]:
         words = shlex.split(program)
     except ValueError:  # quotes that do not end
         return []
-    if not words or words == ["cat"]:
+    if not words or words == ["cat"] or shutil.which(words[0]) is None:
         return []
-    if shutil.which(words[0]) is None:
-        found = shutil.which(_OTHERWISE)
-        return [found] if found else []
     return words
 
 

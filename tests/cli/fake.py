@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from taskforgectl import __main__ as program
 
-_SERVICES = (
+SERVICES = (
     "run_service",
     "dead_letter_service",
     "event_service",
@@ -23,12 +23,17 @@ _SERVICES = (
     "namespace_service",
     "trigger_service",
     "workflow_service",
+    "secret_service",
+    "token_service",
+    "system_service",
+    "audit_service",
+    "storage_service",
 )
 
 
 def _methods() -> Mapping[str, Any]:
     found = {}
-    for name in _SERVICES:
+    for name in SERVICES:
         module = importlib.import_module(f"taskforge.v1.{name}_pb2")
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:

@@ -21,6 +21,7 @@ from taskforgectl.options import Settings
 from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.output import Item, echo, show_item
 from taskforgectl.render.plain import plain
+from taskforgectl.render.safe import safe_line
 from taskforgectl.render.tables import Column, tabled, when
 from taskforgectl.times import parse_span
 from taskforgectl.watching import show_listing
@@ -52,7 +53,7 @@ def create(settings: Settings, *, name: str, role: str, confined_to: str, ttl: s
     item = {**plain(answer.token), "secret": answer.secret}
     show_item(settings, item, key="id", people=lambda one: echo(one["secret"]))
     if settings.output == "table":  # apart from stdout, so that the secret can be captured alone
-        click.echo(f"token {item['id']} made; keep the secret safe, it is not shown again", err=True)
+        click.echo(safe_line(f"token {item['id']} made; keep the secret safe, it is not shown again"), err=True)
 
 
 def _duration(ttl: str | None) -> Duration | None:
