@@ -157,6 +157,12 @@ class Origin(StrEnum):
     VARIABLE = "variable"
 
 
+def _endpoint(value: Any) -> str:
+    if value and not (isinstance(value, str) and value.startswith(("http://", "https://"))):
+        raise ValueError('must be an http or https URL such as "http://127.0.0.1:4318"')
+    return str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting: where it stands, what it defaults to, how it is checked, what it is, whether it holds a secret."""
@@ -257,6 +263,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("log", "files", 4, _integer(0, 1000), "full ones that are kept"),
     Setting("metrics", "open", False, _switch, "true: scrapers on this machine read /metrics without a token"),
     Setting("metrics", "names", 100, _integer(1, 10_000), "namespaces with a workflow or queue that metrics name"),
+    Setting("otel", "endpoint", "", _endpoint, "OTLP/HTTP collector that takes traces; empty: none"),
+    Setting("otel", "service_name", "taskforge", str, "what traces call this daemon"),
     Setting("limits", "stuck_scan", 60.0, _seconds(0, 86_400), "seconds between two looks for stuck runs; 0: never"),
     Setting("log", "stall", 2.0, _seconds(0, 3600), "log where the event loop stands when it is blocked for longer"),
 )

@@ -155,6 +155,9 @@ class Daemon:
         lost = await parts.runner.start(self.info.boot_epoch)
         await parts.timers.start()
         stack.push_async_callback(parts.timers.stop)
+        if parts.traces is not None:
+            await parts.traces.start()
+            stack.push_async_callback(parts.traces.stop)
         await parts.stuck.start()
         stack.push_async_callback(parts.stuck.stop)
         await parts.consumer.start()

@@ -107,9 +107,10 @@ class DoorMeters:
         acks: seconds from a delivery's last byte to its being on disk.
         grpc: calls by method and code.
         grpc_durations: seconds of unary calls by method.
+        spans_exported, export_failures: what a collector of traces has taken, and how often it did not.
     """
 
-    __slots__ = ("acks", "grpc", "grpc_durations", "http", "webhooks")
+    __slots__ = ("acks", "export_failures", "grpc", "grpc_durations", "http", "spans_exported", "webhooks")
 
     def __init__(self) -> None:
         """Create counters. The keys are ours, apart from that nothing here grows with what is asked."""
@@ -118,3 +119,5 @@ class DoorMeters:
         self.acks = Histogram(SHORT_S)
         self.grpc = Counts(1000)
         self.grpc_durations = Histograms(SHORT_S, 200)
+        self.spans_exported = 0
+        self.export_failures = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,9 +45,11 @@ from taskforged.control.verifying import Verifier
 from taskforged.control.views import RunViews
 from taskforged.control.workflows import Workflows
 from taskforged.egress import Policy, Rule, parse_rule
+from taskforged.errors import FailedPreconditionError
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
 from taskforged.host.logbook import LogBook
+from taskforged.host.loop import Loop
 from taskforged.host.pulse import Pulse
 from taskforged.host.runner import Runner
 from taskforged.host.timers import Timers
@@ -97,6 +100,7 @@ class Parts:
     pulse: Pulse
     storage: Storage
     stuck: StuckDetector
+    traces: Loop | None
 
 
 @dataclass(slots=True)
@@ -176,7 +180,30 @@ def build(config: Config, clock: Clock, store: Store, info: Info, keys: KeySourc
         pulse=base.pulse,
         storage=base.storage,
         stuck=host.stuck,
+        traces=_build_traces(base),
     )
+
+
+def _build_traces(base: _Base) -> Loop | None:
+    """Answer what exports traces, when there is somewhere to; its libraries are an extra, and cost memory."""
+    endpoint = base.config("otel", "endpoint")
+    if not endpoint:
+        return None
+    try:
+        module = importlib.import_module("taskforged.telemetry.otlp")
+    except ImportError as error:
+        raise FailedPreconditionError(
+            f"[otel] endpoint is set, but {error.name} is not installed: `pip install 'taskforge[otel]'`, or unset it",
+            reason="EXTRA_MISSING",
+        ) from None
+    made: Loop = module.TraceExport(
+        store=base.store,
+        clock=base.clock,
+        meters=base.meters,
+        endpoint=endpoint,
+        service_name=base.config("otel", "service_name"),
+    )
+    return made
 
 
 def _build_base(config: Config, clock: Clock, store: Store, info: Info, keys: KeySource) -> _Base:

@@ -149,6 +149,12 @@ _CONFIG = """\
 # Newest records of the audit that are kept.
 # keep_rows = 1000000
 
+[otel]
+# OTLP/HTTP collector that takes traces, for example "http://127.0.0.1:4318"; empty: none. Needs `taskforge[otel]`.
+# endpoint = ""
+# What traces call this daemon.
+# service_name = "taskforge"
+
 [log]
 # Least severity that is logged: debug, info, warning, error.
 # level = "info"

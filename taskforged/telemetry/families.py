@@ -57,6 +57,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("http_requests", "counter", "Requests to the HTTP listener", ("route", "code")),
     Family("grpc_requests", "counter", "Calls that have ended", ("method", "code")),
     Family("grpc_request_duration_seconds", "histogram", "Unary calls", ("method",)),
+    Family("spans_exported", "counter", "Spans that the collector of traces has taken"),
+    Family("span_export_failures", "counter", "Times that the collector of traces took nothing"),
     Family("watchers", "gauge", "Streams that watch a run"),
     # The journal and the database.
     Family("commits", "counter", "Transactions of the journal"),

@@ -144,6 +144,8 @@ class Metrics:
             "http_requests": _copy(doors.http.by_key),
             "grpc_requests": _copy(doors.grpc.by_key),
             "grpc_request_duration_seconds": _copies(doors.grpc_durations.by_key),
+            "spans_exported": _one(doors.spans_exported),
+            "span_export_failures": _one(doors.export_failures),
             "watchers": _one(self._from.feed.count()),
             "schedule_lateness_seconds": _one(self._from.lateness.histogram.copy()),
         }

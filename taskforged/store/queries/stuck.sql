@@ -20,3 +20,17 @@ SELECT count(*) FROM (SELECT 1 FROM timers WHERE due_at < ? LIMIT 10000)
 
 -- overdue_events --
 SELECT count(*) FROM (SELECT 1 FROM events WHERE outcome = 'PENDING' AND created_at < ? LIMIT 10000)
+
+-- ended_runs_after --
+-- Every end of a run is an event of the engine, in the order in which they were decided.
+SELECT no, run_no FROM events WHERE no > ? AND no <= ? AND source = 'engine' AND run_no IS NOT NULL AND type GLOB 'run.*'
+ORDER BY no LIMIT ?
+
+-- newest_event_before --
+SELECT coalesce(max(no), 0) FROM events WHERE created_at <= ?
+
+-- meta_value --
+SELECT value FROM meta WHERE key = ?
+
+-- set_meta_value --
+INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value
