@@ -37,7 +37,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # a daemon is never behind the proxy of a browser
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # what a busy machine may take to shake hands; a refusal comes at once
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 20_000),  # finds out that the daemon hangs; it permits a ping each 10 s
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from taskforgectl.errors import CliError
-from taskforgectl.options import Settings
 
 __all__ = [
     "CONTEXT",
@@ -49,7 +48,7 @@ class Named(click.ParamType[str]):
 
         from taskforgectl.names import names  # noqa: PLC0415  loads gRPC
 
-        settings = ctx.find_object(Settings) or Settings()
+        settings: Any = ctx.find_root().obj  # the global options as they stand on the line
         settings.give("timeout", _COMPLETE_S)
         try:
             found = names(settings, self.kind, incomplete, ctx.params)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.kinds import CONTEXT, FOLDER, NAMESPACE
 
 if TYPE_CHECKING:
     from taskforgectl.contexts import Context
@@ -157,7 +158,9 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
     seconds = click.FloatRange(0.1, 86_400)
     formats = click.Choice(["table", "json", "yaml", "name"])
     return [
-        _option("--home", hidden=hidden, metavar="DIR", help=f"Data folder (TASKFORGE_HOME; default {_HOME})."),
+        _option(
+            "--home", hidden=hidden, metavar="DIR", type=FOLDER, help=f"Data folder (TASKFORGE_HOME; default {_HOME})."
+        ),
         _option(
             "--address",
             hidden=hidden,
@@ -168,10 +171,13 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
             "--context",
             hidden=hidden,
             metavar="NAME",
+            type=CONTEXT,
             help="Known daemon (TASKFORGE_CONTEXT; default: that of `context use`, else the one on the home).",
         ),
         _option("--token", hidden=hidden, metavar="TOKEN", help="Credential (TASKFORGE_TOKEN; default: HOME/token)."),
-        _option("-n", "--namespace", hidden=hidden, metavar="NS", help="Namespace (TASKFORGE_NAMESPACE)."),
+        _option(
+            "-n", "--namespace", hidden=hidden, metavar="NS", type=NAMESPACE, help="Namespace (TASKFORGE_NAMESPACE)."
+        ),
         _option("-o", "--output", hidden=hidden, type=formats, help="Output format (default table)."),
         _option("--timeout", hidden=hidden, type=seconds, metavar="SECONDS", help="Limit of each call (default 30)."),
         _option("--no-color", hidden=hidden, is_flag=True, help="No colours (NO_COLOR)."),

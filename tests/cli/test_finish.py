@@ -57,6 +57,7 @@ def bash(ctl, line: str, **extra: str) -> list[str]:
         ("taskforgectl completion ", {"bash", "zsh", "fish"}),
         ("taskforgectl -o j", {"json"}),
         ("taskforgectl namespace show de", {"default"}),
+        ("taskforgectl run list -n de", {"default"}),
     ],
 )
 def test_bash_completes(ctl, line, some):

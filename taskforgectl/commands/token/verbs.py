@@ -88,7 +88,7 @@ def rotate(settings: Settings, *, token_id: str, grace: str, ttl: str | None, re
     if settings.output == "table":
         ends = f"until {when(item['previous_until'])}" if overlap else "no more"
         place = f"; {written} has the new one" if written else ""
-        click.echo(f"token {item['id']} rotated; the old secret works {ends}{place}", err=True)
+        click.echo(safe_line(f"token {item['id']} rotated; the old secret works {ends}{place}"), err=True)
 
 
 @command.command("list")
