@@ -434,6 +434,7 @@ def _build_probes(base: _Base, host: _Host, reactions: _Reactions) -> ProbePages
         info=base.info,
         health=base.health,
         stuck=host.stuck,
+        storage=base.storage,
     )
     metrics = Metrics(sources, names=base.config("metrics", "names"))
     return ProbePages(health=base.health, metrics=metrics, access=base.access, is_open=base.config("metrics", "open"))

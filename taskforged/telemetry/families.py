@@ -70,6 +70,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("database_free_bytes", "gauge", "Pages of the database file that hold nothing"),
     Family("wal_size_bytes", "gauge", "Write-ahead log"),
     Family("disk_free_bytes", "gauge", "Space left on the disk of the home"),
+    Family("pruned", "counter", "What retention has deleted since the start", ("kind",)),
+    Family("backups", "counter", "Backups that this daemon has tried to make", ("outcome",)),
+    Family("last_backup_timestamp_seconds", "gauge", "When the newest backup was made; 0: there is none"),
     # The process.
     Family("event_loop_lag_seconds", "histogram", "How late the event loop was, ten times a second"),
     Family("event_loop_stalls", "counter", "Times that the event loop was blocked for longer than [log] stall"),

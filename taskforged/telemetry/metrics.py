@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from taskforged.control.access import Access
 from taskforged.control.health import Health
 from taskforged.control.schedules import Lateness
+from taskforged.control.storage import Storage
 from taskforged.control.stuck import REASONS, StuckDetector
 from taskforged.control.system import Info
 from taskforged.host.feed import Feed
@@ -58,6 +59,7 @@ class Sources:
     info: Info
     health: Health
     stuck: StuckDetector
+    storage: Storage
 
 
 class Metrics:
@@ -152,7 +154,8 @@ class Metrics:
 
     def _journal(self) -> Page:
         store = self._from.store
-        stats = store.journal.stats
+        stats, storage = store.journal.stats, self._from.storage
+        backups = storage.backups.status
         database, wal = store.sizes()
         disk = os.statvfs(store.path.parent)
         return {
@@ -161,6 +164,9 @@ class Metrics:
             "commit_duration_seconds": _one(stats.durations.copy()),
             "commit_batch_writes": _one(stats.sizes.copy()),
             "journal_waiting_writes": _one(store.journal.waiting),
+            "pruned": {(kind,): count for kind, count in storage.pruner.totals.items()},
+            "backups": {("made",): backups.made, ("failed",): backups.failed},
+            "last_backup_timestamp_seconds": _one(backups.last_at / 1_000_000),
             "database_size_bytes": _one(database),
             "wal_size_bytes": _one(wal),
             "disk_free_bytes": _one(disk.f_bavail * disk.f_frsize),
