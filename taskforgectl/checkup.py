@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from taskforgectl.program import run_program
+from taskforgectl.sibling import ask_program
 
 __all__ = ["checkup"]
 
@@ -22,10 +24,6 @@ def checkup(home: Path, *arguments: str, limit_s: float, with_variables: bool = 
     Raises:
         CliError: it is not there, takes too long, or answers something else.
     """
-    return run_program(
-        "checkup",
-        ["--home", str(home), *arguments],
-        what=f"the check of {home}",
-        limit_s=limit_s,
-        with_variables=with_variables,
-    )
+    environment = [pair for pair in os.environ.items() if with_variables or not pair[0].startswith("TASKFORGE_")]
+    command = [sys.executable, "-m", "taskforged.checkup", "--home", str(home), *arguments]
+    return ask_program(command, what=f"the check of {home}", limit_s=limit_s, environment=environment)

@@ -160,6 +160,17 @@ def test_names_of_what_was_found(empty):
     assert empty("doctor", "-o", "name", code=1).split() == ["home"]
 
 
+def test_every_check_is_documented():
+    from harness import ROOT
+
+    from taskforgectl.doctor.checks import LOCAL, REMOTE
+    from taskforged.control.examinations import CHECKS
+
+    page = (ROOT / "docs" / "operations.md").read_text()
+    cells = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert {name for name in {*CHECKS, *LOCAL, *REMOTE} if f"`{name}`" not in cells} == set()
+
+
 # --- config ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +21,7 @@ from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, show_item
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.trials import show_trial
+from taskforgectl.sibling import ask_program
 from taskforgectl.times import parse_time
 
 __all__ = ["verbs"]
@@ -132,23 +131,7 @@ def _ask(question: Mapping[str, Any]) -> dict[str, Any]:
         data = json.dumps(question, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise CliError(f"the event has a value that JSON cannot carry: {error}", code=EXIT_USAGE) from None
-    # Not the working folder first: it may hold other people's modules.
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    try:
-        done = subprocess.run(  # noqa: S603  our own program, no shell
-            _PROGRAM, input=data, env=environment, capture_output=True, timeout=_LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise CliError(f"the trial did not end within {_LIMIT_S:g} s") from None
-    try:
-        verdict = json.loads(done.stdout)
-    except (ValueError, RecursionError):
-        verdict = None
-    if not isinstance(verdict, dict):
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        hint = "the daemon's package must be installed beside this program: `taskforgectl version` shows its version"
-        raise CliError(f"the trial failed (exit code {done.returncode}): {last or 'it said nothing'}", hint=hint)
-    return verdict
+    return ask_program(_PROGRAM, what="the trial", limit_s=_LIMIT_S, data=data)
 
 
 verbs = (_test,)
