@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,8 @@ from taskforge.v1 import (
     run_service_pb2_grpc,
     secret_service_pb2,
     secret_service_pb2_grpc,
+    storage_service_pb2,
+    storage_service_pb2_grpc,
     system_service_pb2,
     system_service_pb2_grpc,
     workflow_service_pb2,
@@ -220,6 +222,7 @@ class Client:
         self._token = daemon.metadata
         self._runs = run_service_pb2_grpc.RunServiceStub(channel)  # type: ignore[arg-type]
         self._events = event_service_pb2_grpc.EventServiceStub(channel)  # type: ignore[arg-type]
+        self._storage = storage_service_pb2_grpc.StorageServiceStub(channel)  # type: ignore[arg-type]
         self._system = system_service_pb2_grpc.SystemServiceStub(channel)  # type: ignore[arg-type]
         self.daemon = daemon
 
@@ -240,6 +243,15 @@ class Client:
         answer = await self._runs.BatchStartRuns(request, metadata=self._token)
         if len(answer.run_ids) != size:
             raise RuntimeError(f"asked for {size} runs, got {len(answer.run_ids)}")
+
+    async def prune(self, workflow: str, keep: int) -> None:
+        """PruneStorage."""
+        request = storage_service_pb2.PruneStorageRequest(workflow=workflow, keep=keep)
+        await self._storage.PruneStorage(request, metadata=self._token)
+
+    async def back_up(self) -> None:
+        """CreateBackup."""
+        await self._storage.CreateBackup(storage_service_pb2.CreateBackupRequest(), metadata=self._token)
 
     async def open_runs(self) -> int:
         """How many runs are open."""
@@ -654,6 +666,47 @@ async def bench_disk(b: Bench) -> None:
             b.add(Row(name, taken / count, "bytes", budget, higher=False, note=f"{count:,} runs"))
 
 
+async def bench_prune(b: Bench) -> None:
+    """StartRun, one at a time, beside the pruning of many runs and beside a backup of them."""
+    old = 1000 * max(2, b.count(100))
+    async with serving(PURE) as client:
+        await in_flight(old // 1000, lambda _: client.start_batch("pure", '{"n":1}', 1000), 2)
+        await client.until_idle()
+        alone = await _starts_while(client, asyncio.sleep(10.0))
+        copied_s, beside_copy = await _timed(client, client.back_up())
+        pruned_s, beside = await _timed(client, client.prune("pure", 1))
+    floor = percentile(alone, 0.99) * 1e3
+    note = f"{old:,} runs in {pruned_s:.1f} s"
+    b.add(Row("StartRun p99 beside pruning", percentile(beside, 0.99) * 1e3, "ms", None, floor, "alone", False, note))
+    note = f"backup of {old:,} runs in {copied_s:.1f} s"
+    b.add(
+        Row(
+            "StartRun p99 beside a backup", percentile(beside_copy, 0.99) * 1e3, "ms", None, floor, "alone", False, note
+        )
+    )
+    for name, took in (("alone", alone), ("beside pruning", beside), ("beside a backup", beside_copy)):
+        print(f"  StartRun {name}: {len(took):,} calls, p50 {percentile(took, 0.5) * 1e3:.2f} ms,", end=" ")
+        print(f"p99 {percentile(took, 0.99) * 1e3:.2f} ms, worst {max(took) * 1e3:.1f} ms", flush=True)
+
+
+async def _timed(client: Client, work: Coroutine[object, object, None]) -> tuple[float, list[float]]:
+    began = time.perf_counter()
+    took = await _starts_while(client, work)
+    return time.perf_counter() - began, took
+
+
+async def _starts_while(client: Client, work: Coroutine[object, object, None]) -> list[float]:
+    """How long StartRun takes, one call at a time, until something else is done."""
+    task = asyncio.create_task(work)
+    took: list[float] = []
+    while not task.done():
+        began = time.perf_counter()
+        await client.start("pure", '{"n":1}', wait=False)
+        took.append(time.perf_counter() - began)
+    await task
+    return took
+
+
 async def _start_many(daemon: Daemon, workflow: str, text: str, count: int) -> None:
     import grpc.aio
 
@@ -687,6 +740,7 @@ BENCHES: dict[str, Callable[[Bench], Awaitable[None]]] = {
     "start": bench_start,
     "help": bench_help,
     "disk": bench_disk,
+    "prune": bench_prune,
 }
 
 

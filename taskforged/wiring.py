@@ -416,7 +416,10 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
             limits=base.limits,
             views=views,
         ),
-        doctor=Doctor(base.config, Live(info=base.info, clock=clock, runner=runner, stuck=host.stuck)),
+        doctor=Doctor(
+            base.config,
+            Live(info=base.info, clock=clock, runner=runner, stuck=host.stuck, backups=base.storage.backups),
+        ),
         stuck=host.stuck,
         meters=base.meters,
     )

@@ -15,6 +15,7 @@ import structlog
 
 from taskforged.clock import Clock
 from taskforged.config import Config
+from taskforged.control.backups import Backups
 from taskforged.control.stuck import StuckDetector
 from taskforged.control.system import Info
 from taskforged.errors import CorruptStoreError, TaskforgeError
@@ -66,6 +67,7 @@ class Live(NamedTuple):
     info: Info
     clock: Clock
     runner: Runner
+    backups: Backups
     stuck: StuckDetector
 
 

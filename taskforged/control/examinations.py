@@ -17,11 +17,13 @@ import zoneinfo
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from taskforged.ages import parse_age
 from taskforged.config import load_config
 from taskforged.control.diagnosis import Check, Finding, Severity, Subject, error, ok, warning
 from taskforged.errors import InvalidArgumentError
 from taskforged.language import compile_definition
 from taskforged.language.definition import WebhookTrigger
+from taskforged.store.backup import list_backups
 from taskforged.store.store import SQLITE_VERSION
 
 __all__ = ["CHECKS", "is_sqlite_mended", "tzdata_version"]
@@ -193,6 +195,50 @@ async def _database(subject: Subject) -> Sequence[Finding]:
     return ok("no fault in pages, indexes, constraints and references")
 
 
+async def _size(subject: Subject) -> Sequence[Finding]:
+    """What the file holds beside its budget, and whether anything ever leaves it."""
+    pages = await subject.inspection.pages()
+    used, free = pages.used_bytes // _MIB, pages.free_pages * pages.page_size // _MIB
+    most = subject.config("store", "max_mib")
+    text = f"the database holds {used:,} MiB, and {free:,} MiB in it are free"
+    if most and used >= most:
+        remedy = "shorten [retention], run `taskforgectl prune`, or raise [store] max_mib"
+        return error(f"new work is refused: {text}, [store] max_mib allows {most:,}", remedy)
+    if most and used * 10 >= most * 9:
+        return warning(f"{text}, [store] max_mib allows {most:,}", "shorten [retention], or raise [store] max_mib")
+    if not pages.can_shrink and free > _LARGE_MIB // 4:
+        return warning(f"{text} and do not go back to the disk", "`taskforgectl down`, `taskforgectl prune --compact`")
+    keeps = not parse_age(subject.config("retention", "runs")) and not subject.config("retention", "runs_per_workflow")
+    if keeps and not subject.config("retention", "runs_total") and used > _LARGE_MIB:
+        return warning(f"{text}, and [retention] keeps all runs for ever", "set [retention] runs, for example 365d")
+    return ok(text)
+
+
+_LARGE_MIB = 1024
+
+
+async def _backups(subject: Subject) -> Sequence[Finding]:
+    folder, every_s = subject.config.backups, parse_age(subject.config("backup", "every"))
+    status = subject.live.backups.status if subject.live is not None else None
+    if status is not None and status.failed_at:
+        return error(f"the backup of {_utc(status.failed_at)} failed: {status.failure}", f"look at {folder}")
+    try:
+        found = list_backups(folder)
+    except OSError as problem:
+        return error(f"{folder} cannot be read: {problem.strerror}", "mend it, or name another in [backup] folder")
+    if not found:
+        remedy = 'set [backup] every, for example "24h", or run `taskforgectl backup create`'
+        return warning(f"there is no backup in {folder}", remedy)
+    text = f"the newest backup is of {_utc(found[0].at)}"
+    limit_s = 2 * every_s if every_s else _BACKUP_AGE_S
+    if subject.now - found[0].at > limit_s * 1_000_000:
+        return warning(text, "the log says why none was made" if every_s else "run `taskforgectl backup create`")
+    return ok(f"{text}, {len(found):,} in {folder}")
+
+
+_BACKUP_AGE_S = 7 * 86_400
+
+
 async def _boots(subject: Subject) -> Sequence[Finding]:
     present = subject.live.info.boot_epoch if subject.live else None
     rows = await subject.inspection.rows("recent_boots", subject.now - _DAY_US)
@@ -287,6 +333,8 @@ CHECKS: Mapping[str, Check] = {
     "schema": _schema,
     "clock": _clock,
     "database": _database,
+    "size": _size,
+    "backups": _backups,
     "boots": _boots,
     "webhooks": _webhooks,
     "tokens": _tokens,

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self, TypeVar
 from taskforged.errors import CorruptStoreError, UnavailableError
 from taskforged.store.database import APPLICATION_ID, connect_reader, migrations, schema_version
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Row
+from taskforged.store.store import Pages, Row, count_pages
 from taskforged.store.threads import ConnectionThread
 
 __all__ = ["Inspection", "Integrity"]
@@ -73,6 +73,10 @@ class Inspection:
             return schema_version(connection), migrations()[-1].number, application == APPLICATION_ID
 
         return await self._ask(ask, 2.0)
+
+    async def pages(self) -> Pages:
+        """Answer what the file consists of."""
+        return Pages(*await self._ask(count_pages, 2.0))
 
     async def integrity(self, limit_s: float) -> Integrity:
         """Check pages, indexes, constraints and references, one table after the other."""

@@ -16,7 +16,7 @@ from taskforged.store.journal import Journal
 from taskforged.store.sql import QUERIES
 from taskforged.store.threads import ConnectionThread
 
-__all__ = ["SQLITE_VERSION", "Connection", "Pages", "Row", "Store"]
+__all__ = ["SQLITE_VERSION", "Connection", "Pages", "Row", "Store", "count_pages"]
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
@@ -134,7 +134,7 @@ class Store:
 
     async def measure(self) -> Pages:
         """Answer what the file consists of just now, its log included."""
-        return Pages(*await self.read(_count_pages))
+        return Pages(*await self.read(count_pages))
 
     def table_sizes(self, within_s: float) -> dict[str, int]:
         """Answer what each table and its indexes take, counted page by page on a connection of its own. Blocks.
@@ -157,7 +157,8 @@ class Store:
 
     async def shrink(self, pages: int) -> None:
         """Give up to `pages` free pages back to the disk."""
-        await self.journal.outside(lambda c: c.execute(f"PRAGMA incremental_vacuum({pages:d})").fetchall())
+        # It answers a row without columns for each page, and `execute` stops at the first of these.
+        await self.journal.outside(lambda c: c.executescript(f"PRAGMA incremental_vacuum({pages:d})"))
 
     def sizes(self) -> tuple[int, int]:
         """Answer the size of the database file and of its write-ahead log, in bytes."""
@@ -177,7 +178,8 @@ def _bounded(connection: sqlite3.Connection, function: Callable[[sqlite3.Connect
         connection.set_progress_handler(None, 0)
 
 
-def _count_pages(connection: sqlite3.Connection) -> tuple[int, int, int, bool]:
+def count_pages(connection: sqlite3.Connection) -> tuple[int, int, int, bool]:
+    """Answer the fields of `Pages`."""
     names = ("page_size", "page_count", "freelist_count", "auto_vacuum")
     size, count, free, vacuum = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
     return size, count, free, vacuum == _INCREMENTAL
