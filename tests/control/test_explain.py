@@ -5,7 +5,7 @@ import shlex
 import click
 import pytest
 
-from taskforgectl.__main__ import _root
+from taskforgectl.__main__ import root
 from taskforged.control.explain import REASONS_MAX, ReasonKind, explain
 from taskforged.control.explain_facts import ExplainFacts, HistoryFacts, LaneFacts, PendingFacts, collect, scan
 from taskforged.engine.model import (
@@ -65,7 +65,7 @@ def explained(run, model, **facts):
 def assert_is_a_command(hint):
     words = shlex.split(hint)
     assert words[0] == "taskforgectl"
-    command = _root()
+    command = root()
     context = click.Context(command, info_name="taskforgectl")
     while isinstance(command, click.Group):
         name = words.pop(1)
