@@ -440,7 +440,13 @@ def _build_probes(base: _Base, host: _Host, reactions: _Reactions) -> ProbePages
         storage=base.storage,
     )
     metrics = Metrics(sources, names=base.config("metrics", "names"))
-    return ProbePages(health=base.health, metrics=metrics, access=base.access, is_open=base.config("metrics", "open"))
+    return ProbePages(
+        health=base.health,
+        metrics=metrics,
+        access=base.access,
+        doorman=base.doorman,
+        is_open=base.config("metrics", "open"),
+    )
 
 
 def _build_http(

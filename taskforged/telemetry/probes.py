@@ -9,8 +9,9 @@ import orjson
 
 from taskforged.control.access import GRANTS, Access, Role
 from taskforged.control.delivery import Page
+from taskforged.control.doorman import Doorman
 from taskforged.control.health import Health
-from taskforged.errors import UnauthenticatedError
+from taskforged.errors import ResourceExhaustedError, UnauthenticatedError
 from taskforged.telemetry.metrics import Metrics
 
 __all__ = ["ROUTES", "ProbePages"]
@@ -25,11 +26,12 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 class ProbePages:
     """Answers probes and scrapers. See `control.delivery.Probes`."""
 
-    def __init__(self, *, health: Health, metrics: Metrics, access: Access, is_open: bool) -> None:
+    def __init__(self, *, health: Health, metrics: Metrics, access: Access, doorman: Doorman, is_open: bool) -> None:
         """Create pages; `is_open` lets scrapers on this machine read metrics without a token."""
         self._health = health
         self._metrics = metrics
         self._access = access
+        self._doorman = doorman
         self._is_open = is_open
 
     def serves(self, path: str) -> bool:
@@ -42,18 +44,22 @@ class ProbePages:
             return _verdict(self._health.ailments(), "not healthy")
         if path == "/readyz":
             return _verdict(self._health.unready(), "not ready")
-        refusal = None if self._is_open and _is_local(headers, remote) else self._refusal(headers)
+        refusal = None if self._is_open and _is_local(headers, remote) else self._refusal(headers, remote)
         if refusal is not None:
             return refusal
         content_type, text = await self._metrics.render(headers.get("accept", ""))
         return Page(200, text, content_type)
 
-    def _refusal(self, headers: Mapping[str, str]) -> Page | None:
+    def _refusal(self, headers: Mapping[str, str], remote: str) -> Page | None:
         """Answer why a caller may not read metrics: they tell of all namespaces, so a confined token is not enough."""
         scheme, _, credential = headers.get("authorization", "").partition(" ")
         try:
             principal = self._access.authenticate(credential.strip() if scheme.lower() == "bearer" else "")
         except UnauthenticatedError:
+            try:
+                self._doorman.failed(remote)
+            except ResourceExhaustedError as error:
+                return _error(429, "resource_exhausted", error.message)
             return _error(401, "unauthenticated", "metrics need `Authorization: Bearer` with a token of role viewer")
         need = ROUTES["/metrics"]
         if need not in GRANTS[principal.role] or principal.namespace_no is not None:

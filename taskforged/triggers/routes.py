@@ -26,7 +26,5 @@ ROUTES: dict[Route, Role | None] = {
     PUBLISH: Role.TRIGGER,
     LIST_EVENTS: Role.VIEWER,
     SHOW_EVENT: Role.VIEWER,
-    Route("GET", "/healthz"): None,  # probes have no token
-    Route("GET", "/readyz"): None,
 }
-"""The role that each route needs; None: no token."""
+"""The role that each route needs; None: no token. Those of probes and scrapers are in `telemetry.probes`."""

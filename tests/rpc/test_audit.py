@@ -13,10 +13,14 @@ from harness import Daemon
 from switchboard import METHODS, Board
 from taskforge.v1 import token_pb2
 
-from taskforged.control.access import Role
-from taskforged.control.audit import OUTCOMES
+from taskforged.clock import Clock
+from taskforged.control.access import Principal, Role
+from taskforged.control.audit import OUTCOMES, Audit, AuditFilter
 from taskforged.rpc.errors import CODES
 from taskforged.rpc.guard import MUTATIONS, NEEDS, READS
+from taskforged.store.audit import CURRENT
+from taskforged.store.journal import Write
+from taskforged.store.store import Store
 
 HELLO = "name: hello\nsteps:\n  - id: a\n    transform: {x: '${{ 1 }}'}\n"
 NAP = "name: nap\nsteps:\n  - id: a\n    sleep: 1h\n"
@@ -238,3 +242,53 @@ async def test_the_list_and_its_filters(own):
     seen = (await own("ListAuditRecords", bearer=confined, namespace="")).records
     assert {one.namespace for one in seen} == {other.namespace}
     await own.refused("PERMISSION_DENIED", "ListAuditRecords", bearer=confined, namespace="default")
+
+
+async def test_a_change_and_its_row_are_both_there_or_neither(daemon):
+    """kill -9 while runs start: each run has its row, each row its run."""
+    board = Board(daemon)
+    try:
+        await board.apply(HELLO)
+
+        async def start():
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while True:
+                    await board("StartRun", workflow="hello")
+
+        starters = [asyncio.create_task(start()) for _ in range(8)]
+        while len(stored(daemon, "method = 'RunService/StartRun'")) < 20:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(daemon.kill)
+        for starter in starters:
+            starter.cancel()
+        await asyncio.gather(*starters, return_exceptions=True)
+        rows = {row["resource"] for row in stored(daemon, "method = 'RunService/StartRun'")}
+        with contextlib.closing(sqlite3.connect(daemon.home / "taskforge.db")) as database:
+            runs = {row[0] for row in database.execute("SELECT id FROM runs")}
+        assert rows == runs
+        assert len(rows) >= 20
+    finally:
+        await board.close()
+
+
+async def test_old_and_surplus_rows_are_pruned_from_the_old_end(tmp_path):
+    now = [1_000 * 86_400 * 1_000_000_000]
+    store = Store(tmp_path / "taskforge.db")
+    await store.start()
+    try:
+        clock = Clock(lambda: now[0])
+        audit = Audit(store, clock, keep_days=10, keep_rows=1000)
+        admin = Principal("t", "root", Role.ADMIN, None)
+        for days, count in ((0, 3000), (5, 2500), (7, 500)):
+            now[0] = (1_000 + days) * 86_400 * 1_000_000_000
+            rows = [audit.begin(admin, "unix", "M").row() for _ in range(count)]
+            CURRENT.set(None)
+            await store.journal.submit(Write(audit=rows))
+        assert await audit.prune() == 5000
+        assert await audit.prune() == 0
+        assert [one.no for one in await audit.page(AuditFilter(), 5000)] == list(range(6000, 5000, -1))
+        now[0] = 1_016 * 86_400 * 1_000_000_000
+        assert await audit.prune() == 500
+        assert {one.row.at for one in await audit.page(AuditFilter(), 5000)} == {1_007 * 86_400 * 1_000_000}
+    finally:
+        await store.stop()
