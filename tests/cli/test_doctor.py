@@ -11,6 +11,9 @@ import time
 import pytest
 from cli.support import Ctl
 
+pytestmark = pytest.mark.timeout(240)
+"""Many processes, one after the other."""
+
 OPEN_DOOR = """\
 name: door
 on:

@@ -19,6 +19,9 @@ import pytest
 from cli.support import NAP, Ctl, finish
 from harness import ROOT, Daemon
 
+pytestmark = pytest.mark.timeout(240)
+"""Many processes, one after the other."""
+
 SERVICE, SOCKET = "taskforged.service", "taskforged.socket"
 ANALYZE = shutil.which("systemd-analyze")
 needs_analyze = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
