@@ -227,8 +227,10 @@ async def _backups(subject: Subject) -> Sequence[Finding]:
     except OSError as problem:
         return error(f"{folder} cannot be read: {problem.strerror}", "mend it, or name another in [backup] folder")
     if not found:
-        remedy = 'set [backup] every, for example "24h", or run `taskforgectl backup create`'
-        return warning(f"there is no backup in {folder}", remedy)
+        text, [(since,)] = f"there is no backup in {folder}", await subject.inspection.rows("first_boot")
+        if since is None or subject.now - since < _BACKUP_AGE_S * 1_000_000:
+            return ok(f"{text} yet")
+        return warning(text, 'set [backup] every, for example "24h", or run `taskforgectl backup create`')
     text = f"the newest backup is of {_utc(found[0].at)}"
     limit_s = 2 * every_s if every_s else _BACKUP_AGE_S
     if subject.now - found[0].at > limit_s * 1_000_000:

@@ -112,3 +112,6 @@ DELETE FROM step_logs WHERE no = ?
 -- table_sizes --
 SELECT coalesce(s.tbl_name, d.name), sum(d.pgsize) FROM dbstat d LEFT JOIN sqlite_schema s ON s.name = d.name
 WHERE d.aggregate = TRUE GROUP BY 1 ORDER BY 2 DESC
+
+-- first_boot --
+SELECT min(started_at) FROM boots
