@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from taskforged.control.access import Principal
@@ -20,28 +18,37 @@ _IDS = {"run_id": "run", "event_id": "event", "token_id": "token"}
 
 def begin(audit: Audit, method: str, principal: Principal, request: Message, remote: str) -> Entry:
     """Begin the record of a call."""
-    short, kind, fields = _shape(method, request.DESCRIPTOR)
+    shape = _SHAPES.get(method) or _shape(method, request.DESCRIPTOR)
     given: Any = request
-    entry = audit.begin(principal, remote, short, given.request_id if "request_id" in fields else "")
-    for name, noun in _IDS.items():
-        if name in fields:
-            audit.about(entry, noun, getattr(given, name))
-            return entry
-    if "workflow" in fields:
-        trigger = getattr(given, "trigger", "")
-        resource = f"{given.workflow}/{trigger}" if trigger else given.workflow
-        audit.about(entry, "trigger" if trigger else "workflow", resource)
-    elif "name" in fields:
-        audit.about(entry, kind, given.name)
+    entry = audit.begin(principal, remote, shape.short, given.request_id if shape.has_request_id else "")
+    if shape.field:
+        noun, resource = shape.noun, getattr(given, shape.field)
+        if shape.has_trigger and given.trigger:
+            noun, resource = "trigger", f"{resource}/{given.trigger}"
+        audit.about(entry, noun, resource)
     return entry
 
 
-@lru_cache(maxsize=1000)
-def _shape(method: str, request: Descriptor) -> tuple[str, str, frozenset[str]]:
-    """Answer a method's short name, what its service is about, and the fields of its request."""
+class _Shape(NamedTuple):
+    """What a method's request tells: the field that names what the call is about, and what that is."""
+
+    short: str
+    field: str
+    noun: str
+    has_trigger: bool
+    has_request_id: bool
+
+
+_SHAPES: dict[str, _Shape] = {}
+
+
+def _shape(method: str, request: Any) -> _Shape:
     short = method.removeprefix("/taskforge.v1.")
-    kind = short.partition("Service/")[0].lower()
-    return short, kind, frozenset(request.fields_by_name)
+    fields = request.fields_by_name
+    nouns = {**_IDS, "workflow": "workflow", "name": short.partition("Service/")[0].lower()}
+    field = next((one for one in nouns if one in fields), "")
+    shape = _Shape(short, field, nouns.get(field, ""), "trigger" in fields, "request_id" in fields)
+    return _SHAPES.setdefault(method, shape)
 
 
 def peer(context: Any) -> str:
