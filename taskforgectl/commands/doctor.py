@@ -15,7 +15,7 @@ from taskforgectl.commands import status
 from taskforgectl.connection import Connection
 from taskforgectl.doctor.checks import LOCAL, REMOTE
 from taskforgectl.doctor.model import ERROR, OK, WARNING, Check, Finding, Ground, error
-from taskforgectl.errors import EXIT_FAILED, CliError, NotRunningError, RemoteError
+from taskforgectl.errors import EXIT_FAILED, EXIT_UNREACHABLE, CliError, NotRunningError, RemoteError
 from taskforgectl.home import Home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.findings import show_findings
@@ -59,7 +59,7 @@ def _info(settings: Settings) -> dict[str, Any] | None:
     except NotRunningError:
         return None
     except RemoteError as problem:
-        if problem.status != "UNAVAILABLE" or settings.address:
+        if problem.code != EXIT_UNREACHABLE or settings.address:
             raise
         return None
 
