@@ -115,6 +115,8 @@ class RunChange:
     finished_commands: list[Row] = field(default_factory=list)
     timers: list[Row] = field(default_factory=list)
     cleared_timers: list[Row] = field(default_factory=list)
+    unwanted_commands: list[Row] = field(default_factory=list)
+    unwanted_timers: list[Row] = field(default_factory=list)
     children: list[Row] = field(default_factory=list)
     cancelled_children: list[Row] = field(default_factory=list)
     ended_children: list[Row] = field(default_factory=list)
@@ -211,13 +213,13 @@ def _place_commands(
 ) -> None:
     no = home.no
     _place_outbox(home, run, change, history, commands, dict(claims))
-    cleared = {event.body["timer"] for event in history if event.kind is Kind.TIMER_FIRED}
+    fired = {event.body["timer"] for event in history if event.kind is Kind.TIMER_FIRED}
     for command in commands:
         match command:
             case SetTimer(seq, at):
                 change.timers.append((no, seq, at))
             case ClearTimer(seq):
-                cleared.add(seq)
+                change.unwanted_timers.append((no, seq))
             case StartChild(seq, _, run_id, workflow, version):
                 change.children.append((no, seq, run_id, workflow, version))
             case CancelChild(seq):
@@ -226,7 +228,7 @@ def _place_commands(
                 change.events.append(_publish(home, run, news, event_id, name, data, history[-1].at, "internal"))
             case FinishRun(state):
                 _place_end(home, run, change, state, news)
-    change.cleared_timers = [(no, seq) for seq in sorted(cleared)]
+    change.cleared_timers = [(no, seq) for seq in sorted(fired)]
     ended = (event.body["command"] for event in history if event.kind is Kind.STEP_CHILD_ENDED)
     change.ended_children = [(no, seq) for seq in ended]
 
@@ -241,20 +243,23 @@ def _place_outbox(
 ) -> None:
     no, queued = home.no, dict[int, int]()
     done = {event.body["command"] for event in history if event.kind in _COMMAND_DONE}
+    withdrawn: set[int] = set()
     for command in commands:
         match command:
-            case Execute(seq) if seq in done:
+            case Execute(seq) if seq in done or seq in withdrawn:
                 done.discard(seq)  # withdrawn and asked for again: its row never went
+                withdrawn.discard(seq)
             case Execute(seq):
                 queued[seq] = claims.pop(seq, 0)
             case Withdraw(seq) if seq in queued:
                 del queued[seq]
             case Withdraw(seq):
-                done.add(seq)
+                withdrawn.add(seq)
     lane = (home.namespace_no, run.queue, run.priority)
     change.commands = [(no, seq, epoch, *lane) for seq, epoch in queued.items()]
     change.claims = [(epoch, no, seq) for seq, epoch in claims.items()]
     change.finished_commands = [(no, seq) for seq in sorted(done)]
+    change.unwanted_commands = [(no, seq) for seq in sorted(withdrawn - done)]
 
 
 def _place_end(home: Home, run: Run, change: RunChange, state: RunState, news: News) -> None:
@@ -310,8 +315,10 @@ def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) 
     _many(connection, "insert_command", [row for change in changes for row in change.commands])
     _many(connection, "claim_command", [row for change in changes for row in change.claims])
     _many(connection, "delete_command", [row for change in changes for row in change.finished_commands])
+    _drop(connection, "delete_command", [row for change in changes for row in change.unwanted_commands])
     _many(connection, "insert_timer", [row for change in changes for row in change.timers])
     _many(connection, "delete_timer", [row for change in changes for row in change.cleared_timers])
+    _drop(connection, "delete_timer", [row for change in changes for row in change.unwanted_timers])
     _many(connection, "insert_child", [row for change in changes for row in change.children])
     _many(connection, "cancel_child", [row for change in changes for row in change.cancelled_children])
     _many(connection, "delete_child", [row for change in changes for row in change.ended_children])
@@ -327,3 +334,9 @@ def _many(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> No
         moved = connection.executemany(QUERIES[query], rows).rowcount
         if query in _GUARDED and moved != len(rows):
             raise StaleWriteError(f"{query} moved {moved} of {len(rows)} rows")
+
+
+def _drop(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> None:
+    """Delete what a run does not want any more. A row that is lost already must not keep the run from being ended."""
+    if rows:
+        connection.executemany(QUERIES[query], rows)

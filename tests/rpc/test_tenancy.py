@@ -3,6 +3,7 @@
 The server is the real one on a real store, in this process; only what retries a run is played.
 """
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import grpc
@@ -21,13 +22,15 @@ from taskforge.v1 import token_service_pb2_grpc as tokens_grpc
 
 from taskforged.clock import Clock
 from taskforged.control.access import Access, Principal, Role, new_credential
+from taskforged.control.audit import Audit
 from taskforged.control.dead_letters import DeadLetters
+from taskforged.control.doorman import Doorman
 from taskforged.control.namespaces import Namespaces, RequestLimits
 from taskforged.control.queues import Queues
 from taskforged.control.views import RunView
 from taskforged.host.limits import Limits
 from taskforged.meters import DoorMeters
-from taskforged.rpc.server import RpcServer
+from taskforged.rpc.server import Controls, RpcServer
 from taskforged.store.runs import RunStore
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
@@ -66,34 +69,19 @@ class World:
         self.queues = Queues(
             store=store, clock=self.clock, limits=self.limits, waiting=lambda *_: 4, running=lambda *_: 5
         )
-        controls = SimpleNamespace(
-            access=self.access,
-            namespaces=self.namespaces,
-            queues=self.queues,
-            dead_letters=DeadLetters(store=store, clock=self.clock, retry=self.retry),
-            views=Views(store),
-            meters=DoorMeters(),
-            **dict.fromkeys(
-                (
-                    "workflows",
-                    "runs",
-                    "steering",
-                    "repeats",
-                    "verifier",
-                    "events",
-                    "secrets",
-                    "system",
-                    "doctor",
-                    "stuck",
-                    "logs",
-                    "explainer",
-                    "bus",
-                    "replays",
-                    "triggers",
-                    "ledger",
-                )
-            ),
-        )
+        audit = Audit(store, self.clock, keep_days=1, keep_rows=1000)
+        given = {
+            "access": self.access,
+            "namespaces": self.namespaces,
+            "queues": self.queues,
+            "dead_letters": DeadLetters(store=store, clock=self.clock, retry=self.retry),
+            "views": Views(store),
+            "meters": DoorMeters(),
+            "audit": audit,
+            "doorman": Doorman(audit),
+            "storage": SimpleNamespace(pruner=SimpleNamespace(pruned_runs=None)),
+        }
+        controls = SimpleNamespace(**dict.fromkeys(field.name for field in fields(Controls)) | given)
         self.server = RpcServer(controls, certificates=None, connections_max=100)
         self.channel = None
         self.credential = new_credential()[1]
@@ -252,7 +240,7 @@ async def test_a_call_that_may_not_be_made_is_not_counted(world):
 
 async def add_letters(world, count):
     def write(c):
-        c.execute(QUERIES["insert_workflow"], (1, "wf_1", 1, "w", 1, 1, "", ""))
+        c.execute(QUERIES["insert_workflow"], (1, "wf_1", 1, "w", 1, 1, "", "", ""))
         for no in range(1, count + 1):
             row = (no, f"run_{no}", 1, 1, 4, "DEAD", 1, bytes(32), 0, "manual", None, None, None, 1, 2, 5)
             c.execute(QUERIES["insert_run"], (*row, "default", 5, "", 0, 0, None, None, None, None))

@@ -93,6 +93,11 @@ async def test_a_run_whose_work_was_deleted_is_found(quick, effects):
     assert {one["id"] for one in json.loads(shown.stdout)} == {nap, call}
     findings = (await quick("Diagnose")).findings
     assert any(one.check == "runs" and nap in one.message for one in findings)
+    for run_id in (nap, call):  # what is lost must not keep anybody from ending them
+        await quick("CancelRun", run_id=run_id)
+        assert state(await quick.ended(run_id)) == "CANCELLED"
+    await looked(quick)
+    assert await stuck(quick) == {}
 
 
 async def test_a_found_run_that_goes_on_is_forgotten(quick):
