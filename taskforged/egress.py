@@ -194,7 +194,8 @@ _CLOSED: tuple[tuple[IPv4Network | IPv6Network, str], ...] = tuple(
         ("100.100.100.200", _METADATA),  # Alibaba Cloud
         ("168.63.129.16", _METADATA),  # Azure
         ("192.0.0.192", _METADATA),  # Oracle Cloud
-        ("fd00:ec2::254", _METADATA),  # AWS
+        ("fd00:ec2::/32", _METADATA),  # AWS: of instances, of containers
+        ("fd00:42::42", _METADATA),  # Scaleway
         ("fd20:ce::254", _METADATA),  # Google Cloud
         ("0.0.0.0/8", "unspecified"),
         ("169.254.0.0/16", "link-local"),

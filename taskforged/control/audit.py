@@ -26,6 +26,7 @@ from taskforged.errors import (
     InternalError,
     InvalidArgumentError,
     NotFoundError,
+    OutOfRangeError,
     PermissionDeniedError,
     ResourceExhaustedError,
     TaskforgeError,
@@ -49,6 +50,7 @@ OUTCOMES: dict[type[TaskforgeError], str] = {
     AlreadyExistsError: "ALREADY_EXISTS",
     FailedPreconditionError: "FAILED_PRECONDITION",
     ConflictError: "ABORTED",
+    OutOfRangeError: "OUT_OF_RANGE",
     UnauthenticatedError: "UNAUTHENTICATED",
     PermissionDeniedError: "PERMISSION_DENIED",
     ResourceExhaustedError: "RESOURCE_EXHAUSTED",
@@ -151,7 +153,9 @@ class Audit:
 
     def _cut(self, entry: Entry) -> None:
         """The caller went away: do not wait."""
-        if entry.is_open:
+        if not entry.is_open:
+            entry.on_return = self._cut
+        else:
             row = entry.row("CANCELLED")
             entry.close()
             self._store.journal.submit(Write[None](audit=(row,))).add_done_callback(_note_failure)

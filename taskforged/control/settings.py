@@ -10,7 +10,7 @@ from taskforged.jsonvalue import to_text
 
 __all__ = ["SettingView", "settings_in_force"]
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_CREDENTIALS = re.compile(r"(?<=://)[^/]+(?=@)")
 """`user:password` of an address."""
 
 

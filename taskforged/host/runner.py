@@ -451,7 +451,7 @@ class Runner:
             audit.take()
             receipt.add_done_callback(audit.settle)
         self._post(no, _Letter(fact if fact is not None else _Nothing, receipt, audit))
-        await receipt
+        await asyncio.shield(receipt)  # the fact arrives also when the caller has been cancelled meanwhile
 
     async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
         """Wait until a run that was created here has ended, at most `timeout_s`; None when it has not.

@@ -169,6 +169,11 @@ DEADLINE_S = 30.0
 
 _TOO_LONG = f"it took longer than {DEADLINE_S:g} s; set a deadline to wait longer"
 
+WAITING = frozenset({f"{_V1}RunService/StartRun"})
+"""Unary calls that may wait for minutes: they end with their token, as streams do."""
+
+_UNATTENDED = contextlib.nullcontext()
+
 LONG = frozenset({f"{_V1}StorageService/CreateBackup", f"{_V1}StorageService/PruneStorage"})
 """Unary calls that may take long and end by themselves: no deadline but the caller's."""
 
@@ -249,7 +254,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
                 async with limit:
                     if method in WHOLE:
                         return await asyncio.shield(asyncio.ensure_future(work(principal, request, context)))
-                    return await work(principal, request, context)
+                    async with self._access.attend(principal) if method in WAITING else _UNATTENDED:
+                        return await work(principal, request, context)
             except TaskforgeError as error:
                 await _abort(context, error)
             except grpc.aio.AbortError:

@@ -25,7 +25,7 @@ from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.steps.base import Failed, Outcome, SecretValue, Succeeded, Task
 from taskforged.steps.http_answer import FAILURE_READ_MAX, clean, excerpt, parse_body, read_body, read_headers
-from taskforged.steps.http_failure import FailedError, fail, place_text, raise_network
+from taskforged.steps.http_failure import FailedError, fail, raise_network
 from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected, targets_of
 from taskforged.steps.outbound import Denied, Hop, Outbound
 from taskforged.steps.secrets import mask, resolve_references
@@ -105,14 +105,14 @@ class HttpExecutor:
                 async with await self._send(hop, request) as response:
                     following = _following(request, response) if rules.redirects_max > 0 else None
                     if following is None:
-                        return await self._judge(response, rules, used)
+                        return await self._judge(request, response, rules, used)
                     if redirects == rules.redirects_max:
                         _fail_redirects(rules.redirects_max)
                     request, redirects = following, redirects + 1
             except (aiohttp.ClientError, OSError) as error:
                 if hop.refusal is not None:
                     _raise_denied(hop.refusal, request, is_redirected=redirects > 0)
-                raise_network(error, request.method, request.url, is_redirected=redirects > 0)
+                raise_network(error, request.place, is_redirected=redirects > 0)
 
     def _way(self, request: Request, *, is_redirected: bool) -> Hop:
         hop = self._outbound.hop(request.url)
@@ -132,10 +132,10 @@ class HttpExecutor:
         except InvalidArgumentError as error:
             fail("invalid_request", error.message)
 
-    async def _judge(self, response: aiohttp.ClientResponse, rules: Rules, used: set[str]) -> Outcome:
+    async def _judge(self, request: Request, response: aiohttp.ClientResponse, rules: Rules, used: set[str]) -> Outcome:
         head = {"status": response.status, "headers": read_headers(response)}
         if not rules.accepts(response.status):
-            return await self._rejected(response, head, used)
+            return await self._rejected(request, response, head, used)
         raw, is_complete = await read_body(response, rules.bytes_max)
         if not is_complete:
             message = f"the answer has more than {rules.bytes_max:,} bytes"
@@ -146,16 +146,18 @@ class HttpExecutor:
             details = {**head, "body": excerpt(response, raw, used)}
             fail("invalid_json", error.message, details=details, is_unknown=True)
 
-    async def _rejected(self, response: aiohttp.ClientResponse, head: dict[str, Json], used: set[str]) -> Failed:
-        raw, _ = await read_body(response, FAILURE_READ_MAX)
+    async def _rejected(
+        self, request: Request, response: aiohttp.ClientResponse, head: dict[str, Json], used: set[str]
+    ) -> Failed:
+        raw, is_complete = await read_body(response, FAILURE_READ_MAX)
         status = response.status
         retryable = status in {408, 425, 429} or status >= 500
         return Failed(
             "http_status",
-            f"{place_text(response.method, response.url)} answered {status}",
+            f"{request.place} answered {status}",
             retryable=retryable,
             retry_after_s=self._retry_after_s(response.headers.get("Retry-After", "")) if retryable else None,
-            details={**head, "body": excerpt(response, raw, used)},
+            details={**head, "body": excerpt(response, raw, used, is_complete=is_complete)},
             is_unknown=status in {502, 504},  # a gateway speaks of itself, not of the server behind it
         )
 
@@ -213,5 +215,5 @@ def _raise_denied(denied: Denied, request: Request, *, is_redirected: bool) -> N
         "port": denied.port,
         "address": None if denied.address is None else str(denied.address),
     }
-    message = f"{place_text(request.method, request.url)}: {denied}"
+    message = f"{request.place}: {denied}"
     fail("egress_denied", message, details=details, is_unknown=is_redirected)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import aiohttp
 
 from taskforged.engine.model import Json
 from taskforged.jsonvalue import parse_json
-from taskforged.steps.secrets import mask
+from taskforged.steps.secrets import margin_of, mask
 
 __all__ = ["FAILURE_READ_MAX", "clean", "excerpt", "parse_body", "read_body", "read_headers"]
 
 _EXCERPT_MAX = 4096
 """Characters of an unwanted answer's body that are kept as evidence."""
 FAILURE_READ_MAX = 1 << 16
-"""Bytes read of an unwanted answer; more than the excerpt, so that no secret is cut in half before it is masked."""
+"""Bytes read of an unwanted answer; more than the excerpt, so that little is seen of where it was cut."""
 
 _TEXT_TYPES = re.compile(
     r"text/.*|application/(.*\+)?(xml|yaml|x-yaml|javascript|graphql|toml|x-ndjson|x-www-form-urlencoded)"
@@ -93,7 +93,8 @@ def _text(response: aiohttp.ClientResponse, raw: bytes) -> str:
     return raw.decode(_charset(response), "replace").removeprefix("\ufeff")
 
 
-def excerpt(response: aiohttp.ClientResponse, raw: bytes, used: Iterable[str]) -> str:
-    """The beginning of an unwanted answer, masked before it is cut."""
+def excerpt(response: aiohttp.ClientResponse, raw: bytes, used: Collection[str], *, is_complete: bool = True) -> str:
+    """The beginning of an unwanted answer, masked before it is cut; where `raw` was cut, a margin goes as well."""
     text: str = mask(_text(response, raw), used)
-    return text[:_EXCERPT_MAX]
+    margin = 0 if is_complete else margin_of(used)
+    return text[: min(_EXCERPT_MAX, max(len(text) - margin, 0))]

@@ -38,9 +38,17 @@ def origin_text(url: URL) -> str:
     return f"{url.scheme}://{url.raw_authority.rpartition('@')[2]}"
 
 
-def place_text(method: str, url: URL) -> str:
-    """What was asked of whom, as messages show it: never the user nor the query, which may hold secrets."""
-    path = url.raw_path if len(url.raw_path) <= _PATH_MAX else f"{url.raw_path[:_PATH_MAX]}..."
+def place_text(method: str, url: URL, *, is_cut: bool = True) -> str:
+    """What was asked of whom, as messages show it: never the user nor the query, which may hold secrets.
+
+    Args:
+        method: of the request.
+        url: of the request.
+        is_cut: a long path is cut, else it is left out: at the edge there may be a part of a secret.
+    """
+    path = url.raw_path
+    if len(path) > _PATH_MAX:
+        path = f"{path[:_PATH_MAX]}..." if is_cut else "/..."
     return f"{method} {origin_text(url)}{path}"
 
 
@@ -70,13 +78,13 @@ _WANTS_ANOTHER = frozenset({"HANDSHAKE_FAILURE", "UNKNOWN_CA"})
 """Alerts of a server that may want a client's certificate, besides those that have CERTIFICATE in their name."""
 
 
-def raise_network(error: Exception, method: str, url: URL, *, is_redirected: bool) -> NoReturn:
-    """End the attempt that `error` broke."""
+def raise_network(error: Exception, place: str, *, is_redirected: bool) -> NoReturn:
+    """End the attempt that `error` broke; `place` is the request's."""
     code, message = next((code, message) for kind, code, message in _NETWORK if isinstance(error, kind))
     reason, alert = _reason(error), _alert(error)
     if alert:
         code, message, reason = "tls", "the server ended TLS", _alert_text(alert)
-    text = f"{place_text(method, url)}: {message}" + (f" ({reason})" if reason else "")
+    text = f"{place}: {message}" + (f" ({reason})" if reason else "")
     is_connected = not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError))
     is_sent = code == "network" and is_connected
     retryable = code == "network" or (code == "proxy" and _is_passing(error))

@@ -15,7 +15,8 @@ from yarl import URL
 from taskforged.engine.model import Json
 from taskforged.jsonvalue import canonical, to_text
 from taskforged.steps.base import Task
-from taskforged.steps.http_failure import fail, origin_text
+from taskforged.steps.http_failure import FailedError, fail, origin_text, place_text
+from taskforged.steps.secrets import MASK, blanked
 from taskforged.steps.tls_contexts import Tls
 
 __all__ = ["Request", "Rules", "build_request", "read_rules", "redirected", "targets_of"]
@@ -48,6 +49,7 @@ class Request:
         body: None for none.
         is_secret: the body holds a secret.
         tls: how the server is verified and what it is shown; None: as everywhere.
+        place: what is asked of whom, as messages show it.
     """
 
     method: str
@@ -57,6 +59,7 @@ class Request:
     body: bytes | None
     is_secret: bool
     tls: Tls | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,18 @@ def build_request(config: Mapping[str, Json], resolved: Mapping[str, Json], task
         body=body,
         is_secret=kind is not None and config.get(kind) != resolved.get(kind),
         tls=_tls(resolved.get("tls")),
+        place=_place(method.upper(), url, config.get("url")),
     )
+
+
+def _place(method: str, url: URL, written: Json) -> str:
+    """Secrets are left out beforehand: what a URL makes of one, in part perhaps, masking may not find."""
+    if isinstance(written, str):
+        return place_text(method, url)
+    try:
+        return place_text(method, _url(blanked(written), None))
+    except FailedError:  # the name of the host has a secret in it
+        return f"{method} {url.scheme}://{MASK}"
 
 
 def targets_of(config: Mapping[str, Json]) -> list[tuple[str, int]]:
@@ -249,6 +263,7 @@ def redirected(request: Request, status: int, location: str) -> Request | None:
     following = replace(request, url=target)
     if is_read and request.method != "GET":
         following = replace(_without_body(following), method="GET")
+    following = replace(following, place=place_text(following.method, target, is_cut=False))
     return following if _origin(target) == _origin(request.url) else _at_other_origin(following)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TypeAlias, TypeGuard
@@ -22,7 +23,7 @@ from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.jsonvalue import to_text
 from taskforged.steps.base import SecretLookup, SecretValue
 
-__all__ = ["LENGTH_MIN", "MASK", "Admit", "mask", "resolve_references"]
+__all__ = ["LENGTH_MIN", "MASK", "Admit", "blanked", "margin_of", "mask", "resolve_references"]
 
 MASK = "***"
 LENGTH_MIN = 4
@@ -101,6 +102,11 @@ def _fill(value: Json, secrets: Mapping[str, str]) -> Json:
     if isinstance(value, list):
         return [_fill(child, secrets) for child in value]
     return value
+
+
+def blanked(value: Json) -> Json:
+    """Answer `value` with `***` for every reference."""
+    return _fill(value, defaultdict(lambda: MASK))
 
 
 def _join(parts: Json, secrets: Mapping[str, str]) -> str:
@@ -198,8 +204,16 @@ def _forms(secret: str) -> Iterator[str]:
                 yield form
 
 
+def margin_of(used_values: Iterable[str]) -> int:
+    """Answer how much to cut off behind masking where a text was cut before: no form of a secret is longer."""
+    # 12: a character beyond 16 bits, percent-encoded or as two escapes.
+    longest = max(map(len, used_values), default=0)
+    return 12 * longest + 16 if longest else 0
+
+
 def _escaped(text: str) -> Iterator[str]:
     yield text
+    yield text.lower()  # as names of hosts are told
     for ascii_only in (True, False):
         escaped = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
         yield escaped
@@ -212,6 +226,9 @@ def _percent_encoded(text: str) -> Iterator[str]:
         quote(text, errors="replace"),
         quote(text, safe="", errors="replace"),
         quote_plus(text, errors="replace"),
+        quote(text, safe="!*'()", errors="replace"),  # encodeURIComponent of JavaScript
+        quote(text, safe="!$&'()*+,;=:@", errors="replace"),  # what a path may hold, RFC 3986
+        quote(text, safe="!$&'()*+,;=:@/", errors="replace"),
     ):
         yield form
         yield _lower_escapes(form)

@@ -47,7 +47,7 @@ from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.jsonvalue import parse_json, to_text
 from taskforged.steps.base import Failed, Log, Outcome, Succeeded, Task
-from taskforged.steps.secrets import mask, resolve_references
+from taskforged.steps.secrets import margin_of, mask, resolve_references
 
 __all__ = ["ShellExecutor"]
 
@@ -699,8 +699,7 @@ class _Stream:
         self.ended = asyncio.Event()
         self._name, self._fd, self._log = name, fd, log
         self._used = frozenset(used)
-        # 12: a character beyond 16 bits, percent-encoded or as two escapes.
-        self._margin = 12 * max(map(len, self._used)) + 16 if self._used else 0
+        self._margin = margin_of(self._used)
         self._kept_max = kept_max
         self._head, self._tail, self._total = bytearray(), bytearray(), 0
         self._pending = bytearray()  # the line that is not complete yet

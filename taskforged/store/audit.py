@@ -1,7 +1,8 @@
 """The audit's rows on their way to disk: with the change that they tell of, in one transaction.
 
 A call that changes something carries an `Entry` in a context variable. The first write that is made for it takes the
-row along; a write that fails gives it back. What is still open when the call ends is written by itself.
+row along; a write that fails gives it back. What is still open when the call ends is written by itself. When the caller
+goes away, a write that is on its way keeps the row: it is done all the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class AuditRow(NamedTuple):
 class Entry:
     """What is known of one call. `is_open`: no row of it is on disk or on its way there."""
 
-    __slots__ = ("_now", "facts", "is_closed", "is_open", "namespace_no", "resource", "resource_type")
+    __slots__ = ("_now", "facts", "is_closed", "is_open", "namespace_no", "on_return", "resource", "resource_type")
 
     def __init__(
         self, now: Callable[[], int], facts: tuple[str, str, str, str, str, str], namespace_no: int | None
@@ -47,6 +48,7 @@ class Entry:
         self.resource_type = self.resource = ""
         self.is_open = True
         self.is_closed = False
+        self.on_return: Callable[[Entry], None] | None = None
 
     def row(self, outcome: str = "OK", message: str = "") -> AuditRow:
         """Answer the row as it stands."""
@@ -64,6 +66,8 @@ class Entry:
     def give_back(self) -> None:
         """The write that took the row has not been done."""
         self.is_open = not self.is_closed
+        if self.is_open and self.on_return is not None:  # nobody else is there to write it
+            self.on_return(self)
 
     def settle(self, written: asyncio.Future[Any]) -> None:
         """Give the row back when the write that took it has failed."""

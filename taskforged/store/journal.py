@@ -132,8 +132,8 @@ class Journal:
         return future
 
     async def execute(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Execute a function as a write of its own and answer its result."""
-        return await self.submit(Write(function=function))
+        """Execute a function as a write of its own and answer its result; also when the caller does not wait for it."""
+        return await asyncio.shield(self.submit(Write(function=function)))
 
     async def outside(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Execute a function between two commits and outside any transaction: a checkpoint, for example.

@@ -49,7 +49,7 @@ class Logged(list):
 def task(*command, timeout_s=GUARD, log=None, **config):
     return Task(
         "run_1", "default", "wf", "call", 2, {"command": list(command), **config}, timeout_s, "run_1/call", "cor_1",
-        vault, Logged() if log is None else log,
+        vault, log=Logged() if log is None else log,
     )  # fmt: skip
 
 
