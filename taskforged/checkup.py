@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--settings", action="store_true")
     parser.add_argument("--database-s", type=float, default=60.0)
+    parser.add_argument("--key-elsewhere", action="store_true", help="the daemon gets a master key that we do not")
     given = parser.parse_args(arguments)
     problems: list[dict[str, str]] = []
     try:
@@ -53,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "problems": problems,
     }
     if not given.settings:
-        answer |= _look(config, given.database_s)
+        answer |= _look(config, given.database_s, sees_key=not given.key_elsewhere)
     sys.stdout.buffer.write(orjson.dumps(answer))
 
 
-def _look(config: Config, database_s: float) -> dict[str, Any]:
+def _look(config: Config, database_s: float, *, sees_key: bool) -> dict[str, Any]:
     if not config.database.exists():
         found = [one._replace(check="database") for one in ok("there is no database yet; the first start makes it")]
         return {"held": False, "findings": [_finding(one) for one in found]}
@@ -70,15 +71,16 @@ def _look(config: Config, database_s: float) -> dict[str, Any]:
         found = error(f"{config.lock} cannot be locked: {problem.strerror}", f"make {config.home} writable for you")
         return {"held": False, "findings": [_finding(one._replace(check="database")) for one in found]}
     try:
-        return {"held": False, "findings": [_finding(one) for one in asyncio.run(_examine(config, database_s))]}
+        found = asyncio.run(_examine(config, database_s, sees_key=sees_key))
+        return {"held": False, "findings": [_finding(one) for one in found]}
     finally:
         lock.release()
 
 
-async def _examine(config: Config, database_s: float) -> list[Finding]:
+async def _examine(config: Config, database_s: float, *, sees_key: bool) -> list[Finding]:
     try:
         async with Inspection(config.database) as inspection:
-            return await examine(Subject(config, inspection, Clock().now(), database_s), CHECKS)
+            return await examine(Subject(config, inspection, Clock().now(), database_s, sees_key=sees_key), CHECKS)
     except CorruptStoreError as problem:
         found = error(problem.message, "restore a backup: `taskforgectl restore --help`")
         return [one._replace(check="database") for one in found]

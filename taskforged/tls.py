@@ -20,13 +20,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from taskforged.config import Config
 from taskforged.errors import FailedPreconditionError
 
-__all__ = ["Certificates", "Identity", "find_certificates"]
+__all__ = ["EXPIRES_SOON", "Certificates", "Identity", "find_certificates"]
 
 _log = structlog.get_logger(__name__)
 
+EXPIRES_SOON = timedelta(days=30)
+"""How long before its end a certificate is warned of."""
+
 _FILE_BYTES_MAX = 1 << 20
 _RSA_BITS_MIN = 2048
-_WARN_BEFORE = timedelta(days=30)
 _WARN_EVERY = timedelta(days=1)
 
 _Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -106,7 +108,7 @@ class Certificates:
         """Look for new files, and warn once a day when the end is near."""
         expires = self.current().expires
         now = now or datetime.now(UTC)
-        if expires - now > _WARN_BEFORE or now - self._warned < _WARN_EVERY:
+        if expires - now > EXPIRES_SOON or now - self._warned < _WARN_EVERY:
             return
         self._warned = now
         _log.warning(

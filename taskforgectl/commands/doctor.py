@@ -21,6 +21,7 @@ from taskforgectl.options import Settings, Verb
 from taskforgectl.render.findings import show_findings
 from taskforgectl.render.output import Item, echo_parts, show_item
 from taskforgectl.render.plain import plain
+from taskforgectl.service.units import gives_master_key
 
 __all__ = ["command"]
 
@@ -71,7 +72,8 @@ def _daemons_view(ground: Ground, database_s: int) -> list[Item]:
     if not ground.home.path.is_dir():
         return []
     try:
-        answer = checkup(ground.home.path, "--database-s", str(database_s), limit_s=database_s + 30.0)
+        elsewhere = ["--key-elsewhere"] if gives_master_key(ground.home.path) else []
+        answer = checkup(ground.home.path, "--database-s", str(database_s), *elsewhere, limit_s=database_s + 30.0)
     except CliError as problem:
         return [_item("checkup", error(problem.message, problem.hint))]
     ground.config = {f"{one['section']}.{one['key']}": one["value"] for one in answer["settings"]}

@@ -14,6 +14,7 @@ __all__ = ["check_file_system", "check_folder", "check_log", "check_permissions"
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs"})
 _VOLATILE = frozenset({"tmpfs", "ramfs"})
 _LOG_MAX = 256 << 20
+_CERTIFICATE_MAX = 1 << 20
 
 
 def check_folder(ground: Ground) -> Iterator[Finding]:
@@ -64,12 +65,10 @@ def check_permissions(ground: Ground) -> Iterator[Finding]:
             yield warning(f"{path} is a link to {path.resolve()}", "keep the file itself in the home")
         elif found.st_uid != os.getuid():
             yield error(f"{path} belongs to another user (uid {found.st_uid})", f"chown {os.getuid()} {path}")
-        elif found.st_mode & 0o077:
+        elif found.st_mode & (0o022 if _is_certificate(path) else 0o077):
             open_ones.append(path)
     for path in open_ones:
         yield error(f"{path} can be read by other users", f"chmod {'700' if path.is_dir() else '600'} {path}")
-    if not home.master_key.exists() and (home.path / "taskforge.db").exists():
-        yield error(f"{home.master_key} is missing: stored secrets cannot be read", "restore it from your backup of it")
     if not open_ones:
         yield ok(f"{count} files, none of them open to other users")
 
@@ -80,6 +79,15 @@ def _private(folder: Path) -> Iterator[Path]:
         yield path
         if path.is_dir() and not path.is_symlink() and path.name != "shell" and os.access(path, os.R_OK | os.X_OK):
             yield from sorted(path.iterdir())[:1000]
+
+
+def _is_certificate(path: Path) -> bool:
+    """Whether a file is one that every client is shown, which may be readable for others."""
+    if path.suffix not in {".pem", ".crt"} or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        content = file.read(_CERTIFICATE_MAX)
+    return b"-----BEGIN CERTIFICATE-----" in content and b"PRIVATE KEY" not in content
 
 
 def check_file_system(ground: Ground) -> Iterator[Finding]:

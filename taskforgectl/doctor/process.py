@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -77,9 +78,9 @@ def _is_socket(ground: Ground) -> bool:
 
 def _answering(base: str) -> Iterator[Finding]:
     parts = urlsplit(base)
-    if parts.scheme != "http" or not parts.hostname:
+    if not parts.hostname:
         return
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_PROBE_S)
+    connection = _connection(parts.scheme, parts.hostname, parts.port)
     try:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
@@ -92,6 +93,14 @@ def _answering(base: str) -> Iterator[Finding]:
             yield error(f"{base}/healthz answers {status}", "look at `taskforgectl logs`, then `taskforgectl restart`")
     finally:
         connection.close()
+
+
+def _connection(scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
+    if scheme != "https":
+        return http.client.HTTPConnection(host, port, timeout=_PROBE_S)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whether it fits, the certificate's check tells
+    return http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
 
 
 def _free(ground: Ground, name: str, address: str) -> Iterator[Finding]:

@@ -9,11 +9,13 @@ is refused instead of being turned over silently.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +29,7 @@ __all__ = [
     "Change",
     "Installed",
     "Place",
+    "gives_master_key",
     "installed",
     "program",
     "refresh",
@@ -39,6 +42,10 @@ SERVICE = "taskforged.service"
 SOCKET = "taskforged.socket"
 
 _HEAD = "# Installed by `taskforgectl init --systemd`, which updates it while it is unchanged: "
+_KEY = re.compile(
+    r'^(?:Load|Set)Credential(?:Encrypted)?="?taskforge-master-key\b|^Environment=.*\bTASKFORGE_MASTER_KEY=',
+    re.MULTILINE,
+)
 _HOME = re.compile(r'^Environment=(?:"TASKFORGE_HOME=((?:[^"\\\n]|\\.)*)"|TASKFORGE_HOME=(\S*))', re.MULTILINE)
 
 
@@ -126,16 +133,28 @@ def served_home() -> Path | None:
 
     Drop-ins of the user count, as they do for systemd: the last one wins.
     """
-    unit = unit_folder() / SERVICE
     found = None
-    for path in [unit, *sorted(unit.with_name(f"{SERVICE}.d").glob("*.conf"))]:
-        try:
-            text = path.read_text()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+    for text in _service_files():
         for quoted, plain in _HOME.findall(text):
             found = _unquoted(quoted or plain)
-    return None if found is None or not unit.exists() else Path(found)
+    return None if found is None else Path(found)
+
+
+def gives_master_key(home: Path) -> bool:
+    """Whether the installed service is for a home and hands its daemon the master key."""
+    served = served_home()
+    is_ours = served is not None and served.resolve() == home.resolve()
+    return is_ours and any(_KEY.search(text) for text in _service_files())
+
+
+def _service_files() -> Iterator[str]:
+    """Yield the text of the installed service and of its drop-ins; nothing when none is installed."""
+    unit = unit_folder() / SERVICE
+    if not unit.exists():
+        return
+    for path in [unit, *sorted(unit.with_name(f"{SERVICE}.d").glob("*.conf"))]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield path.read_text()
 
 
 def _template(name: str) -> str:

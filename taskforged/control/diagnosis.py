@@ -73,13 +73,20 @@ class Live(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is examined. `live` is None while no daemon runs. `database_s` is how long the file may be read."""
+    """What is examined.
+
+    Attributes:
+        database_s: how long the file may be read.
+        live: None while no daemon runs.
+        sees_key: whether this process gets the master key as the daemon does.
+    """
 
     config: Config
     inspection: Inspection
     now: int
     database_s: float
     live: Live | None = None
+    sees_key: bool = True
 
 
 Check = Callable[[Subject], Awaitable[Sequence[Finding]]]

@@ -20,11 +20,13 @@ from functools import lru_cache
 from taskforged.ages import parse_age
 from taskforged.config import load_config
 from taskforged.control.diagnosis import Check, Finding, Severity, Subject, error, ok, warning
-from taskforged.errors import InvalidArgumentError
+from taskforged.errors import CorruptStoreError, FailedPreconditionError, InvalidArgumentError
+from taskforged.keyring import find_keys, key_id
 from taskforged.language import compile_definition
 from taskforged.language.definition import WebhookTrigger
 from taskforged.store.backup import list_backups
 from taskforged.store.store import SQLITE_VERSION
+from taskforged.tls import EXPIRES_SOON, find_certificates
 
 __all__ = ["CHECKS", "is_sqlite_mended", "tzdata_version"]
 
@@ -55,6 +57,39 @@ async def _config(subject: Subject) -> Sequence[Finding]:
     if subject.live and changed:
         return warning(f"{file} has changed since the daemon started: {few(changed)}", "`taskforgectl restart`")
     return ok(f"{file} is valid" if file.exists() else "every setting has its default or a variable")
+
+
+async def _certificate(subject: Subject) -> Sequence[Finding]:
+    """The files as they are now; a running daemon keeps what it has read until they can be used."""
+    try:
+        found = await asyncio.to_thread(find_certificates, subject.config)
+    except FailedPreconditionError as problem:
+        goes_on = "; the daemon goes on with what it has read, and would not start again" if subject.live else ""
+        return error(problem.message, f"put a certificate and its key in place{goes_on}")
+    if found is None:
+        return ok("no [tls] cert is set: TCP is plain, and for this machine alone")
+    expires = found.current().expires
+    text = f"{found.cert} is valid until {expires:%Y-%m-%d}"
+    if expires - dt.datetime.now(dt.UTC) <= EXPIRES_SOON:
+        return warning(text, "put a new certificate and key in place; no restart is needed")
+    return ok(text)
+
+
+async def _master_key(subject: Subject) -> Sequence[Finding]:
+    if not subject.sees_key:
+        return ok("the service gets the master key from elsewhere; only a running daemon can tell whether it fits")
+    remedy = "restore it from your backup of it; if it is lost for good, see `taskforged --help`, --forget-secrets"
+    try:
+        keys = find_keys(subject.config.master_key)
+    except (CorruptStoreError, OSError) as problem:
+        return error(f"the master key cannot be read: {problem}", remedy)
+    given = [key_id(one) for one in (keys.key, keys.other) if one is not None]
+    if not given:
+        return error(f"{keys.place} is missing: stored secrets cannot be read at the next start", remedy)
+    known = await subject.inspection.rows("master_key")
+    if known and known[0][0] not in given:
+        return error(f"{keys.place} does not hold the master key with which the secrets are encrypted", remedy)
+    return ok(f"the master key is that of {keys.place}")
 
 
 def is_sqlite_mended(version: str) -> bool:
@@ -328,6 +363,8 @@ async def _stuck_runs(subject: Subject) -> Sequence[Finding]:
 CHECKS: Mapping[str, Check] = {
     "config": _config,
     "versions": _versions,
+    "certificate": _certificate,
+    "master key": _master_key,
     "sqlite": _sqlite,
     "time zones": _time_zones,
     "disk": _disk,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import signal
 import socket
 import sqlite3
 import time
+from pathlib import Path
 
 import pytest
 from cli.support import Ctl
+from remote.support import leaf, put
 
 pytestmark = pytest.mark.timeout(240)
 """Many processes, one after the other."""
@@ -160,6 +163,95 @@ def test_a_daemon_that_does_not_answer(own):
     finally:
         own.process.send_signal(signal.SIGCONT)
     assert "does not answer" in told
+
+
+@pytest.mark.parametrize(
+    ("days", "severity", "words"),
+    [(300, "OK", "valid until"), (20, "WARNING", "valid until"), (-1, "ERROR", "expired")],
+)
+def test_the_end_of_a_certificate_is_seen_coming(empty, days, severity, words):
+    empty("init", "--tls")
+    put(empty.home / "tls", leaf())
+    empty("up")
+    put(empty.home / "tls", leaf(days=days))
+    found = _only(_findings(empty, code=int(severity == "ERROR")), "certificate")
+    assert (found[0], words in found[1]) == (severity, True)
+    assert ("goes on with what it has read" in found[2]) == (severity == "ERROR")
+    empty("down")
+    assert _only(_findings(empty, code=int(severity == "ERROR")), "certificate")[:2] == found[:2], (
+        "the same without one"
+    )
+
+
+def test_a_certificate_that_cannot_be_used(own):
+    home = own.home
+    cert, key = put(home / "tls", leaf())
+    (home / "config.toml").write_text('[tls]\ncert = "tls/cert.pem"\nkey = "tls/key.pem"\n')
+    (home / "config.toml").chmod(0o600)
+    own.terminate()
+    cert.chmod(0o644)
+    assert _only(_findings(Ctl(home)), "certificate")[0] == "OK", "a certificate is no secret"
+    cert.chmod(0o666)
+    assert any(str(cert) in message for _, message, _ in _findings(Ctl(home), code=1)["permissions"])
+    cert.chmod(0o644)
+    key.chmod(0o644)
+    found = _findings(Ctl(home), code=1)
+    assert "open to other users" in _only(found, "certificate")[1]
+    assert ("ERROR", f"chmod 600 {key}") in [(one[0], one[2]) for one in found["permissions"]]
+    key.chmod(0o600)
+    put(home / "other", leaf())[1].replace(key)
+    assert "is not the key of" in _only(_findings(Ctl(home), code=1), "certificate")[1]
+    cert.unlink()
+    assert "which is not there" in _only(_findings(Ctl(home), code=1), "certificate")[1]
+
+
+def test_webhooks_over_tls_are_probed(empty):
+    empty("init", "--tls")
+    empty("up", TASKFORGE_HTTP_LISTEN="0.0.0.0:0")
+    found = _findings(empty)
+    assert [(severity, "https://" in message) for severity, message, _ in found["ports"]] == [("OK", True)]
+    assert _only(found, "permissions")[0] == "OK", "what init makes is as it should be"
+
+
+def _first_start(ctl: Ctl) -> Path:
+    """Make a home whose daemon has once had the key of its file; answers the file."""
+    ctl("init")
+    ctl("up")
+    ctl("down")
+    return ctl.home / "master.key"
+
+
+def test_a_lost_master_key_is_an_error(empty):
+    key = _first_start(empty)
+    assert _only(_findings(empty), "master key")[0] == "OK"
+    kept = key.read_text()
+    key.write_text(base64.b64encode(bytes(32)).decode())
+    assert "does not hold the master key" in _only(_findings(empty, code=1), "master key")[1]
+    key.unlink()
+    assert "is missing" in _only(_findings(empty, code=1), "master key")[1]
+    assert _only(_findings(empty, TASKFORGE_MASTER_KEY=kept), "master key")[0] == "OK"
+
+
+def test_a_master_key_from_elsewhere_is_none_that_is_missing(empty, tmp_path):
+    key = _first_start(empty)
+    credential = tmp_path / "credentials" / "taskforge-master-key"
+    credential.parent.mkdir()
+    key.rename(credential)
+    empty("up", CREDENTIALS_DIRECTORY=str(credential.parent))
+    severity, message, _ = _only(_findings(empty), "master key")
+    assert (severity, "systemd credential" in message) == ("OK", True)
+    empty("down")
+    config = tmp_path / "config"
+    unit = config / "systemd" / "user" / "taskforged.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(f"[Service]\nEnvironment=TASKFORGE_HOME={empty.home}\n")
+    assert _only(_findings(empty, code=1, XDG_CONFIG_HOME=str(config)), "master key")[0] == "ERROR"
+    unit.with_name("taskforged.service.d").mkdir()
+    (unit.with_name("taskforged.service.d") / "key.conf").write_text(
+        f"LoadCredential=taskforge-master-key:{credential}\n"
+    )
+    severity, message, _ = _only(_findings(empty, XDG_CONFIG_HOME=str(config)), "master key")
+    assert (severity, "from elsewhere" in message) == ("OK", True)
 
 
 def test_names_of_what_was_found(empty):
