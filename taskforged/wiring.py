@@ -240,6 +240,7 @@ def _build_storage(config: Config, clock: Clock, store: Store, feed: Feed, press
             folder=config.backups,
             every_s=parse_age(config("backup", "every")),
             keep=config("backup", "keep"),
+            spare=pressure.disk_free_bytes,
         ),
     )
 

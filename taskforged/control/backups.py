@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,12 +60,14 @@ class BackupStatus:
 class Backups:
     """Makes and lists backups in one folder."""
 
-    def __init__(self, *, store: Store, folder: Path, every_s: int, keep: int) -> None:
-        """Create the keeper; `every_s` of 0 means that none is made by the clock."""
+    def __init__(self, *, store: Store, folder: Path, every_s: int, keep: int, spare: int = 0) -> None:
+        """Create the keeper; `every_s` of 0 means that none is made by the clock, `spare` is what one leaves free."""
         self._store = store
         self._folder = folder
         self._every_s = every_s
         self._keep = keep
+        self._spare = spare
+        self._failed_mono = 0.0
         self._turn = asyncio.Lock()
         self.status = BackupStatus()
 
@@ -113,9 +116,10 @@ class Backups:
             return False
         now = time.time()
         pause_s = min(_RETRY_S, self._every_s)
-        if self.status.failed_at and now < self.status.failed_at / 1e6 + pause_s:
+        if self.status.failed_at and time.monotonic() < self._failed_mono + pause_s:
             return False
-        return now >= self.status.last_at / 1e6 + self._every_s
+        # One from a time to come says nothing: the clock was wrong then, or was set back since.
+        return not 0.0 <= now - self.status.last_at / 1e6 < self._every_s
 
     async def create_scheduled(self) -> None:
         """Make the one that the clock asks for, and remove the oldest ones beyond those to keep.
@@ -143,6 +147,7 @@ class Backups:
             try:
                 made = await self._create()
             except BaseException as error:
+                self._failed_mono = time.monotonic()
                 self.status.failed += 1
                 self.status.failed_at, self.status.failure = time.time_ns() // 1000, str(error) or "it was interrupted"
                 _log.error("backup.failed", folder=str(self._folder), error=self.status.failure)
@@ -160,7 +165,7 @@ class Backups:
             path = await asyncio.to_thread(self._prepare, used)
             try:
                 await self._store.copy(partial(path))
-                await asyncio.to_thread(seal, partial(path), path)
+                await self._seal(path)
             finally:
                 partial(path).unlink(missing_ok=True)
         except BackupError as error:
@@ -171,10 +176,19 @@ class Backups:
             ) from error
         return next(one for one in await self.list() if one.path == path)
 
+    async def _seal(self, path: Path) -> None:
+        """Prove a copy; a large one takes minutes, and nobody waits for that when the daemon stops."""
+        over = threading.Event()
+        try:
+            await asyncio.to_thread(seal, partial(path), path, over.is_set)
+        except asyncio.CancelledError:
+            over.set()
+            raise
+
     def _prepare(self, used: int) -> Path:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(self._folder)
-        lacking = room_for(self._folder, used)
+        lacking = room_for(self._folder, used, self._spare)
         if lacking:
             raise ResourceExhaustedError(
                 f"{self._folder} lacks {lacking >> 20:,} MiB for a backup: make room, or name another folder with"

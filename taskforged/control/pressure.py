@@ -43,6 +43,11 @@ class Pressure:
         self.is_over = False
 
     @property
+    def disk_free_bytes(self) -> int:
+        """What must be free on the disk before new work is taken again after it was refused."""
+        return self._free + min(self._free // 8, 64 * _MIB)
+
+    @property
     def budget_bytes(self) -> int:
         """What the database may hold; 0: anything."""
         return self._most
@@ -84,14 +89,14 @@ class Pressure:
     def _check_disk(self) -> None:
         found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
-        margin = min(self._free // 8, 64 * _MIB) if self._is_low else 0
-        is_low = free < self._free + margin
+        wanted = self.disk_free_bytes if self._is_low else self._free
+        is_low = free < wanted
         if is_low != self._is_low:
             self._is_low = is_low
             _log.warning("storage.disk_low" if is_low else "storage.disk_has_room", free_bytes=free)
         if is_low:
             raise ResourceExhaustedError(
-                f"the disk has {free // _MIB:,} MiB left, and new work needs {(self._free + margin) // _MIB:,}: free"
+                f"the disk has {free // _MIB:,} MiB left, and new work needs {wanted // _MIB:,}: free"
                 " some space, or change [limits] disk_free_mib",
                 reason=DISK_LOW,
                 retry_after_s=_RETRY_S,

@@ -47,6 +47,9 @@ _PAGES = 64
 
 _PAUSE_LEAST_S = 0.001
 
+_STEPS = 100_000
+"""Instructions of SQLite's machine between two looks whether a check is to end: some milliseconds."""
+
 _NAME = re.compile(r"taskforge-(\d{8}T\d{6}Z)-(\d+)(-upgrade)?\.db", re.ASCII)
 _PARTIAL = ".partial"
 
@@ -85,7 +88,10 @@ def backup_name(now_s: float, schema: int, *, is_upgrade: bool = False) -> str:
 
 
 def list_backups(folder: Path) -> list[BackupFile]:
-    """Answer the finished backups of a folder, newest first. Only names that are ours count."""
+    """Answer the finished backups of a folder, newest first. Only names that are ours count.
+
+    Those of a time to come were made while the clock was wrong, and count as older than all others.
+    """
     found = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in os.scandir(folder):
@@ -97,9 +103,14 @@ def list_backups(folder: Path) -> list[BackupFile]:
     return newest_first(found)
 
 
-def newest_first(files: list[BackupFile]) -> list[BackupFile]:
-    """Answer files in order of their time."""
-    return sorted(files, key=lambda one: (one.at, one.path.name), reverse=True)
+def newest_first(files: list[BackupFile], now_s: float | None = None) -> list[BackupFile]:
+    """Answer files in order of their time; those of a time to come are last."""
+    until = ((time.time() if now_s is None else now_s) + _CLOCK_STEP_S) * 1e6
+    return sorted(files, key=lambda one: (one.at <= until, one.at, one.path.name), reverse=True)
+
+
+_CLOCK_STEP_S = 86_400.0
+"""A clock that is set right may go back a little; more than that is a time to come."""
 
 
 def _epoch_s(stamp: str) -> float:
@@ -120,10 +131,10 @@ def partial(path: Path) -> Path:
     return path.with_name(f".{path.name}{_PARTIAL}")
 
 
-def room_for(folder: Path, needed: int) -> int:
-    """Answer how many bytes a folder lacks for a copy of `needed`; 0: there is room."""
+def room_for(folder: Path, needed: int, spare: int = 0) -> int:
+    """Answer how many bytes a folder lacks for a copy of `needed` that leaves `spare` free; 0: there is room."""
     found = os.statvfs(folder)
-    return max(0, needed + _SPARE - found.f_bavail * found.f_frsize)
+    return max(0, needed + max(_SPARE, spare) - found.f_bavail * found.f_frsize)
 
 
 _SPARE = 16 << 20
@@ -206,18 +217,18 @@ def _copy(connection: sqlite3.Connection, path: Path, pages: int, progress: Call
         target.close()
 
 
-def seal(copy: Path, name: Path) -> Inspection:
+def seal(copy: Path, name: Path, is_aborted: Callable[[], bool] = lambda: False) -> Inspection:
     """Sync a copy, check it, and give it its name: whatever has that name is whole.
 
     Raises:
-        BackupError: the copy is not what it should be.
+        BackupError: the copy is not what it should be, or `is_aborted` said so in between.
     """
     fd = os.open(copy, os.O_RDWR | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-    found = inspect_copy(copy)
+    found = inspect_copy(copy, is_aborted)
     copy.rename(name)
     sync_folder(name.parent)
     return found
@@ -232,11 +243,11 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def inspect_copy(path: Path) -> Inspection:
+def inspect_copy(path: Path, is_aborted: Callable[[], bool] = lambda: False) -> Inspection:
     """Check a file that nobody writes to, from its first page to its last.
 
     Raises:
-        BackupError: it is no database of ours, or damaged.
+        BackupError: it is no database of ours, or damaged, or `is_aborted` said so in between.
     """
     if not path.is_file():
         raise BackupError(f"there is no file {path}")
@@ -247,9 +258,12 @@ def inspect_copy(path: Path) -> Inspection:
         connection = sqlite3.connect(f"file:{escaped}?mode=ro&immutable=1", uri=True, isolation_level=None)
     except sqlite3.Error as error:
         raise BackupError(f"{path} cannot be opened: {error}") from error
+    connection.set_progress_handler(is_aborted, _STEPS)
     try:
         return _inspect(connection, path)
     except sqlite3.Error as error:
+        if is_aborted():
+            raise BackupError("the daemon is stopping") from error
         raise BackupError(f"{path} is damaged: {error}") from error
     finally:
         connection.close()
