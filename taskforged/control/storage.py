@@ -37,7 +37,15 @@ _IDLE_S = 3.0
 """After so long without a commit the log is cut to nothing."""
 
 _SHRINK_PAGES = 64
+_SHRINK_SLICE_S = 0.005
+"""How long giving back may keep the writing connection busy. SQLite looks through the list of free pages for each page
+that it gives back, so the number of pages follows from how long the last ones took."""
+
 _SHRINK_PAUSE_S = 0.01
+_SHRINK_PAUSE_RATIO = 2.0
+_SHRINK_TURN_S = 20.0
+"""After so long it is the turn of backups and retention again."""
+
 _SLACK_PAGES = 256
 _SLACK_PART = 20
 """Free pages that stay for what is written next: at least 1 MiB, and a twentieth of the file."""
@@ -98,6 +106,7 @@ class Storage:
         self.state = StorageState()
         self._log_cut = _Checkpoints()
         self._next_prune = time.monotonic() + _PRUNE_FIRST_S
+        self._shrink_pages = _SHRINK_PAGES
         self._watch = Loop("storage", self._look_for_ever)
         self._care = Loop("storage care", self._care_for_ever)
 
@@ -193,10 +202,13 @@ class Storage:
     async def _shrink(self) -> None:
         """Give free pages at the end of the file back to the disk, a few at a time."""
         found = await self._store.measure()
-        for _ in range(found.free_pages // _SHRINK_PAGES):
-            if not found.can_shrink or found.free_pages <= max(_SLACK_PAGES, found.pages // _SLACK_PART):
-                return
-            await self._store.shrink(_SHRINK_PAGES)
+        until = time.monotonic() + _SHRINK_TURN_S
+        while found.can_shrink and found.free_pages > max(_SLACK_PAGES, found.pages // _SLACK_PART):
+            took_s = await self._store.shrink(self._shrink_pages)
+            fitting = int(self._shrink_pages * _SHRINK_SLICE_S / max(took_s, 1e-6))
+            self._shrink_pages = min(max(fitting, 1), 2 * self._shrink_pages, _SHRINK_PAGES)
             before, found = found, await self._store.measure()
             self.state.pages_given_back += max(0, before.pages - found.pages)
-            await asyncio.sleep(_SHRINK_PAUSE_S)
+            if found.free_pages >= before.free_pages or time.monotonic() > until:
+                return
+            await asyncio.sleep(max(_SHRINK_PAUSE_S, _SHRINK_PAUSE_RATIO * took_s))

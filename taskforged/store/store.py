@@ -155,10 +155,16 @@ class Store:
         """Move the log into the file and cut it to nothing; False when a reader was in the way."""
         return await self.journal.outside(_truncate_log)
 
-    async def shrink(self, pages: int) -> None:
-        """Give up to `pages` free pages back to the disk."""
-        # It answers a row without columns for each page, and `execute` stops at the first of these.
-        await self.journal.outside(lambda c: c.executescript(f"PRAGMA incremental_vacuum({pages:d})"))
+    async def shrink(self, pages: int) -> float:
+        """Give up to `pages` free pages back to the disk; answers for how many seconds nobody else could write."""
+
+        def shrink(connection: sqlite3.Connection) -> float:
+            began = time.monotonic()
+            # It answers a row without columns for each page, and `execute` stops at the first of these.
+            connection.executescript(f"PRAGMA incremental_vacuum({pages:d})")
+            return time.monotonic() - began
+
+        return await self.journal.outside(shrink)
 
     def sizes(self) -> tuple[int, int]:
         """Answer the size of the database file and of its write-ahead log, in bytes."""
