@@ -36,6 +36,12 @@ _CURSOR = "otel.cursor"
 _RUNS = 20
 """Runs that are sent at once: each may have thousands of spans."""
 
+_EVENTS = 10_000
+"""Events that one query looks through, however few of them are ends of runs."""
+
+_SPANS = 500
+"""Spans in one request: collectors refuse large ones, and a refused one would be tried for ever."""
+
 _SETTLED_US = 1_000_000
 """Numbers are given before the commit, so a lower one may be stored a moment later than a higher one."""
 
@@ -79,18 +85,23 @@ class TraceExport(Loop):
     async def _send_some(self) -> bool:
         """Send what comes next; answers whether there may be more."""
         cursor = await self._store.value("meta_value", _CURSOR)
-        end = await self._store.value("newest_event_before", self._clock.now() - _SETTLED_US)
+        end: int = await self._store.value("newest_event_before", self._clock.now() - _SETTLED_US)
         if cursor is None:  # what ended before traces were switched on is not told
             await self._move(end)
             return False
-        rows = await self._store.rows("ended_runs_after", int(cursor), end, _RUNS)
-        if not rows:
-            return False
+        begin = int(cursor)
+        until = min(end, begin + _EVENTS)
+        rows = await self._store.rows("ended_runs_after", begin, until, _RUNS)
         spans = [span for _, run_no in rows for span in await self._spans(run_no)]
-        if spans and not await self._export(spans):
+        for first in range(0, len(spans), _SPANS):
+            if not await self._export(spans[first : first + _SPANS]):
+                return False
+        if len(rows) == _RUNS:
+            until = rows[-1][0]
+        elif not rows and until == end:  # nothing of note so far: these few are looked at again
             return False
-        await self._move(rows[-1][0])
-        return len(rows) == _RUNS
+        await self._move(until)
+        return until < end
 
     async def _spans(self, run_no: int) -> Sequence[Span]:
         def read(connection: Connection) -> Sequence[Span]:

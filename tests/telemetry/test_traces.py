@@ -47,6 +47,7 @@ class Collector:
         self.headers: list[dict[str, str]] = []
         self.services: set[str] = set()
         self.is_down = False
+        self.spans_max = 10_000
         self.refused = 0
 
     async def start(self) -> None:
@@ -69,6 +70,9 @@ class Collector:
         if request.headers.get("Content-Encoding") == "gzip" and body[:2] == b"\x1f\x8b":
             body = gzip.decompress(body)
         message = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+        if sum(len(scope.spans) for one in message.resource_spans for scope in one.scope_spans) > self.spans_max:
+            self.refused += 1
+            return web.Response(status=413)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         for resource in message.resource_spans:
             self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
@@ -165,6 +169,38 @@ async def test_a_collector_that_is_down_costs_nothing_but_delay(traced, collecto
     collector.is_down = False
     await eventually(lambda: asyncio.sleep(0, len(collector.spans)), lambda count: count == 8)
     assert run_span(run_id) in collector.spans
+
+
+async def test_a_run_of_many_steps_goes_in_pieces_that_a_collector_takes(traced, collector):
+    collector.spans_max = 600
+    await traced.apply(
+        "name: wide\ninput: {type: object}\nsteps:\n  - {id: each, for_each: '${{ input.items }}', transform: 1}\n"
+    )
+    await eventually(lambda: cursor(traced), lambda text: text)
+    items = json.dumps({"items": list(range(900))})
+    run = (await traced("StartRun", workflow="wide", input_json=items)).run.id
+    assert state(await traced.ended(run)) == "SUCCEEDED"
+    await eventually(lambda: asyncio.sleep(0, len(collector.spans) + collector.refused), lambda count: count > 900)
+    assert collector.refused == 0
+    assert run_span(run) in collector.spans
+
+
+async def test_events_without_an_end_of_a_run_are_not_looked_at_again(traced, collector):
+    await eventually(lambda: cursor(traced), lambda text: text)
+    await asyncio.to_thread(traced.daemon.terminate)
+    with sqlite3.connect(traced.daemon.home / "taskforge.db") as connection:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) INSERT INTO events"
+            " SELECT (SELECT coalesce(max(no), 0) FROM events) + i, 'evt_' || i, 1, 'webhook', '', 'FILTERED', '', '',"
+            " '', '', '{}', '{}', x'', 0, '', '', '[]', 1, '', NULL, 0, '', '', '', '', '' FROM n"
+        )
+        newest = connection.execute("SELECT max(no) FROM events").fetchone()[0]
+    connection.close()
+    await asyncio.to_thread(traced.daemon.start)
+    await eventually(lambda: cursor(traced), lambda text: int(text) >= newest - 10_000)
+    await traced.apply("name: one\nsteps:\n  - {id: one, transform: 1}\n")
+    run = (await traced("StartRun", workflow="one")).run.id
+    await eventually(lambda: asyncio.sleep(0, collector.spans.get(run_span(run))), lambda span: span)
 
 
 def test_without_an_endpoint_the_libraries_are_not_even_loaded():
