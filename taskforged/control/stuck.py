@@ -88,6 +88,7 @@ class StuckDetector(Loop):
         self._pause_s = pause_s
         self._suspects: dict[int, _Suspect] = {}
         self._cleared: dict[int, int] = {}
+        self._loads = 0
         self._gone: Collection[tuple[int, int]] = frozenset()
         self.found: Mapping[int, StuckRun] = {}
         self.overdue: Mapping[str, int] = {"timer": 0, "command": 0, "event": 0}
@@ -107,6 +108,7 @@ class StuckDetector(Loop):
     async def look(self) -> None:
         """Look once."""
         seen: dict[int, _Suspect] = {}
+        self._loads = 0
         for state, judge in (
             (RunState.PENDING, self._pending),
             (RunState.SCHEDULED, self._scheduled),
@@ -167,8 +169,15 @@ class StuckDetector(Loop):
         rows = await self._store.rows("runs_without_work", to_text(list(numbers))) if numbers else []
         found: list[tuple[int, int, str]] = []
         for no, sequence in rows:
-            if self._cleared.get(no) == sequence or self._runner.is_busy(no) or len(found) >= _LOADS_MAX:
+            if self._cleared.get(no) == sequence or self._runner.is_busy(no):
                 continue
+            known = self._suspects.get(no)
+            if known is not None and known.sequence == sequence:  # what was read of it holds until it moves
+                found.append((no, sequence, known.reason))
+                continue
+            if self._loads >= _LOADS_MAX:
+                continue
+            self._loads += 1
             loaded = await self._runs.load(no)
             if loaded is None or loaded.run.state is not RunState.RUNNING:
                 continue

@@ -7,13 +7,24 @@ import json
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from harness import ROOT, Daemon
 from switchboard import Board, eventually, state
 
+from taskforged.clock import Clock
+from taskforged.control.stuck import StuckDetector
+from taskforged.engine.states import RunState, StepState
+from taskforged.store.store import Store
+
 from .scraping import scrape
+
+RUNNING = (
+    "INSERT INTO runs (no, id, namespace_no, workflow_no, version, state, sequence, head_hash, cancel_requested,"
+    " trigger, created_at) VALUES (?, ?, 1, 1, 1, 'RUNNING', 1, ?, 0, '', 1)"
+)
 
 SLEEPS = """
 name: sleeps
@@ -98,6 +109,34 @@ async def test_a_run_whose_work_was_deleted_is_found(quick, effects):
         assert state(await quick.ended(run_id)) == "CANCELLED"
     await looked(quick)
     assert await stuck(quick) == {}
+
+
+async def test_a_look_reads_a_bounded_number_of_histories(tmp_path):
+    store = Store(tmp_path / "taskforge.db")
+    await store.start()
+    try:
+        rows = [(no, f"run_{no}", b"h" * 32) for no in range(1, 1001)]
+        await store.journal.execute(lambda c: c.executemany(RUNNING, rows))
+        read: list[int] = []
+
+        class Runs:
+            async def load(self, no):
+                read.append(no)
+                ask = SimpleNamespace(state=StepState.WAITING, input={"approval": "?"})
+                run = SimpleNamespace(state=RunState.RUNNING, commands={}, timers={}, steps={"ask": ask})
+                return SimpleNamespace(run=run)
+
+        runner = SimpleNamespace(is_busy=lambda _: False, epoch=1, executes=lambda *_: True)
+        detector = StuckDetector(store=store, clock=Clock(), runner=runner, pause_s=1.0)
+        detector._runs = Runs()
+        await detector.look()
+        assert len(read) == 200
+        for _ in range(5):
+            await detector.look()
+        assert sorted(read) == list(range(1, 1001)), "the others have their turn, and each is read once"
+        assert detector.found == {}
+    finally:
+        await store.stop()
 
 
 async def test_a_found_run_that_goes_on_is_forgotten(quick):
