@@ -47,6 +47,9 @@ EXIT_DISK = 74
 _HOUSEKEEPING_S = 60.0
 _RPC_GRACE_S = 3.0
 
+_PATIENCE_S = 120.0
+"""For how long the service manager is asked to wait on, again and again, while the database is opened."""
+
 _STOP_S = 30.0
 """How long a stop may take besides the grace of running steps: open calls, the last commits, a checkpoint."""
 
@@ -99,11 +102,21 @@ class Daemon:
             on_failure=self._disk_failed,
             before_upgrade=self._back_up,
         )
-        await store.start()
+        patience = asyncio.create_task(self._ask_for_patience(), name="patience")
+        try:
+            await store.start()
+        finally:
+            patience.cancel()
         try:
             yield store
         finally:
             await store.stop()
+
+    async def _ask_for_patience(self) -> None:
+        """Keep the service manager from ending a start that migrates, and first copies and checks, a large database."""
+        while True:
+            await asyncio.sleep(_PATIENCE_S / 4)
+            self._manager.notify(f"EXTEND_TIMEOUT_USEC={int(_PATIENCE_S * 1e6)}")
 
     def _back_up(self, connection: Connection) -> None:
         if self._config("backup", "before_upgrade"):

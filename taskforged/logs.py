@@ -87,13 +87,15 @@ class LogFile:
 
     def turn(self) -> None:
         """Put the file away and go on in a new one."""
+        fresh = self._path.with_name(f"{self._path.name}.new")  # first what can fail: then nothing has changed
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         names = [self._path, *(self._path.with_name(f"{self._path.name}.{i + 1}") for i in range(self._keep))]
-        for newer, older in reversed(list(itertools.pairwise(names))):
-            with contextlib.suppress(FileNotFoundError):
-                newer.replace(older)
-        if not self._keep:
-            self._path.unlink()
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        for standard in (_STDOUT, _STDERR):
-            os.dup2(fd, standard)
-        os.close(fd)
+        try:
+            for newer, older in reversed(list(itertools.pairwise(names))):
+                with contextlib.suppress(FileNotFoundError):
+                    newer.replace(older)
+            fresh.replace(self._path)
+            for standard in (_STDOUT, _STDERR):
+                os.dup2(fd, standard)
+        finally:
+            os.close(fd)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from taskforged.logs import LogFile
+
 CODE = """
 import os, sys
 from pathlib import Path
@@ -65,3 +67,14 @@ def test_what_goes_elsewhere_is_left_alone(tmp_path):
     _write(tmp_path / "taskforged.log", 100, 2, target=tmp_path / "elsewhere")
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "taskforged.log"]
     assert (tmp_path / "taskforged.log").read_text() == "x" * 500
+
+
+def test_a_file_that_cannot_begin_changes_nothing(tmp_path):
+    log = tmp_path / "taskforged.log"
+    log.write_text("full\n" * 40)
+    before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+    (tmp_path / "taskforged.log.new").mkdir()
+    with pytest.raises(IsADirectoryError):
+        LogFile(log, bytes_max=100, keep=2).turn()
+    (tmp_path / "taskforged.log.new").rmdir()
+    assert sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir()) == before

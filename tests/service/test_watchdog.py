@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import sqlite3
@@ -11,6 +12,11 @@ from collections.abc import Iterator
 import pytest
 from harness import Daemon
 from service.manager import Notifications
+
+from taskforged import daemon as module
+from taskforged.config import load_config
+from taskforged.store.store import Store
+from taskforged.systemd import ServiceManager
 
 WATCHDOG_S = 1.0
 
@@ -84,3 +90,29 @@ def test_the_first_line_names_what_it_is_made_of(heard: tuple[Daemon, Notificati
     log = daemon.log_text()
     for part in ('"sqlite": "3.', '"schema": ', '"python": "3.', '"tzdata": "', '"sqlite_has_wal_reset_bug": '):
         assert part in log, part
+
+
+async def test_a_start_that_upgrades_a_large_database_asks_for_time(tmp_path, monkeypatch) -> None:
+    told: list[str] = []
+    enough = asyncio.Event()
+
+    class Manager(ServiceManager):
+        def notify(self, *lines: str) -> None:
+            told.extend(lines)
+            if len(told) == 3:
+                enough.set()
+
+    start = Store.start
+
+    async def slow(store: Store) -> None:
+        await asyncio.wait_for(enough.wait(), 20)
+        await start(store)
+
+    monkeypatch.setattr(module, "_PATIENCE_S", 0.04)
+    monkeypatch.setattr(Store, "start", slow)
+    made = module.Daemon(load_config(tmp_path, None), manager=Manager())
+    async with made._store():
+        count = len(told)
+        assert set(told) == {"EXTEND_TIMEOUT_USEC=40000"}
+        await asyncio.sleep(0.1)
+        assert len(told) == count, "once it is open, nothing more is asked for"
