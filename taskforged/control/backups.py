@@ -146,10 +146,13 @@ class Backups:
             began = time.monotonic()
             try:
                 made = await self._create()
+            except asyncio.CancelledError:  # whoever asked for it has gone, or the daemon stops: no fault
+                _log.info("backup.cancelled", folder=str(self._folder))
+                raise
             except BaseException as error:
                 self._failed_mono = time.monotonic()
                 self.status.failed += 1
-                self.status.failed_at, self.status.failure = time.time_ns() // 1000, str(error) or "it was interrupted"
+                self.status.failed_at, self.status.failure = time.time_ns() // 1000, str(error) or type(error).__name__
                 _log.error("backup.failed", folder=str(self._folder), error=self.status.failure)
                 raise
             self.status.made += 1

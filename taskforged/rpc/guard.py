@@ -174,8 +174,10 @@ WAITING = frozenset({f"{_V1}RunService/StartRun"})
 
 _UNATTENDED = contextlib.nullcontext()
 
-LONG = frozenset({f"{_V1}StorageService/CreateBackup", f"{_V1}StorageService/PruneStorage"})
-"""Unary calls that may take long and end by themselves: no deadline but the caller's."""
+LONG = frozenset(
+    f"{_V1}{name}" for name in ("StorageService/CreateBackup", "StorageService/PruneStorage", "SystemService/Diagnose")
+)
+"""Unary calls that may take long and end by themselves: no deadline but the caller's. One that goes away ends them."""
 
 _UNCOUNTED = tuple(
     f"{_V1}{name}/"

@@ -18,7 +18,7 @@ from taskforge.v1 import token_service_pb2_grpc as tokens_grpc
 
 from taskforged import errors
 from taskforged.control.access import GRANTS, Role
-from taskforged.rpc import server  # noqa: F401  registers every service
+from taskforged.rpc import guard, server  # noqa: F401  the latter registers every service
 from taskforged.rpc.errors import CODES, to_status
 from taskforged.rpc.guard import NEEDS, WHOLE
 
@@ -48,6 +48,22 @@ def test_the_protos_say_the_same_as_the_table():
         comment = text[: text.index(f"  rpc {method}(")].rpartition("}\n")[2].rpartition(";\n")[2]
         expected = "any valid token" if need is None else f"role `{need.value}`"
         assert expected in " ".join(comment.split()).replace("// ", ""), method
+
+
+class _Patient:
+    """The context of a caller that sets no deadline."""
+
+    @staticmethod
+    def time_remaining():
+        return None
+
+
+def test_the_server_ends_what_takes_long_unless_that_is_its_nature():
+    long = {"StorageService/CreateBackup", "StorageService/PruneStorage", "SystemService/Diagnose"}
+    for name, method in ALL.items():
+        if not method.server_streaming:
+            limit_s = guard._time_to_take(name, GetMessageClass(method.input_type)(), _Patient())
+            assert limit_s == (None if name.removeprefix("/taskforge.v1.") in long else guard.DEADLINE_S), name
 
 
 def test_what_must_run_to_its_end_is_a_mutation_that_answers_once():

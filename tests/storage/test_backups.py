@@ -167,6 +167,35 @@ async def test_scheduled_backups_rotate() -> None:
         await daemon.aclose()
 
 
+async def _grow(board: Board, mib: int) -> None:
+    """Let the database hold so much that a copy takes a while."""
+    await asyncio.to_thread(board.daemon.terminate)
+    with contextlib.closing(sqlite3.connect(board.daemon.home / "taskforge.db")) as connection:
+        connection.execute("CREATE TABLE filler (bytes)")
+        connection.executemany("INSERT INTO filler VALUES (randomblob(1048576))", [()] * mib)
+        connection.commit()
+    await asyncio.to_thread(board.daemon.start)
+
+
+@pytest.mark.timeout(120)
+async def test_a_client_that_goes_away_leaves_no_half_a_backup(own: Board) -> None:
+    await _grow(own, 96)
+    folder = own.daemon.home / "backups"
+    making = asyncio.create_task(own("CreateBackup"))
+    async with asyncio.timeout(30):
+        while not list(folder.glob(".*.partial")):
+            await asyncio.sleep(0.001)
+        making.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await making
+        while list(folder.iterdir()):
+            await asyncio.sleep(0.01)
+    assert not (await own("GetStorage")).backup_failure, "nothing failed"
+    path = Path((await own("CreateBackup")).backup.path)
+    assert list(folder.iterdir()) == [path]
+    inspect_copy(path)
+
+
 async def test_who_may(own: Board) -> None:
     await own("SetNamespace", name="tenant")
     confined = (await own("CreateToken", name="t", role=token_pb2.Token.ROLE_ADMIN, namespace="tenant")).secret
