@@ -1,14 +1,15 @@
 """The audit: who changed what, or tried to. Append-only, bounded, without payloads.
 
 A change and its row are one transaction wherever the change is one (see `store.audit`); a call that fails, is denied
-or finds nothing to do gets a row of its own. Failed authentications are counted by peer and minute, so that a flood of
-them cannot fill the disk.
+or finds nothing to do gets a row of its own. Failed authentications are counted by peer and minute, and so are calls of
+a token that is denied one after the other: a flood of them cannot fill the disk, nor push out what was there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +18,7 @@ import structlog
 
 from taskforged.clock import Clock
 from taskforged.control.access import Principal
+from taskforged.control.buckets import Bucket
 from taskforged.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -67,8 +69,10 @@ AUTHENTICATE = "Authenticate"
 _TEXT_MAX = 200
 _NAME = re.compile(r"[\w.:/@+-]{1,128}", re.ASCII)
 _UNSAFE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff]")
-_PEERS_MAX = 1000
+_COUNTED_MAX = 1000
 _OTHER_PEERS = "others"
+_DENIED_RATE, _DENIED_BURST = 1.0, 200.0
+"""Denied calls of a token that are told one by one; more are counted."""
 _MINUTE_US = 60_000_000
 _SLICE = 2000
 """Rows deleted in one write: a few milliseconds of the writer."""
@@ -105,7 +109,8 @@ class Audit:
         self._clock = clock
         self._keep_us = keep_days * 86_400_000_000
         self._keep_rows = keep_rows
-        self._failures: dict[tuple[str, int], int] = {}
+        self._counted: dict[AuditRow, int] = {}
+        self._denied: dict[str, Bucket] = {}
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -144,6 +149,9 @@ class Audit:
         if not entry.is_open:
             return
         row = _row(entry, error)
+        if isinstance(error, PermissionDeniedError) and self._is_flooded_by(row.token_id):
+            self._count(_of_many(row, self._minute()))
+            return
         try:
             await self._insert([row])
         except TaskforgeError as failure:
@@ -162,21 +170,32 @@ class Audit:
 
     def failed_authentication(self, remote: str) -> None:
         """Count one; `flush` writes them."""
-        key = (remote, self._clock.wall() // _MINUTE_US)
-        if key not in self._failures and len(self._failures) >= _PEERS_MAX:
-            key = (_OTHER_PEERS, key[1])
-        self._failures[key] = self._failures.get(key, 0) + 1
+        self._count(_failure(remote, self._minute()))
+
+    def _minute(self) -> int:
+        return self._clock.wall() // _MINUTE_US * _MINUTE_US
+
+    def _is_flooded_by(self, token_id: str) -> bool:
+        now = time.monotonic()
+        bucket = self._denied.get(token_id)
+        if bucket is None:
+            bucket = self._denied[token_id] = Bucket(_DENIED_RATE, _DENIED_BURST, now)
+        return bucket.take(now) > 0
+
+    def _count(self, row: AuditRow, times: int = 1) -> None:
+        if row not in self._counted and len(self._counted) >= _COUNTED_MAX:
+            row = row._replace(remote=_OTHER_PEERS)
+        self._counted[row] = self._counted.get(row, 0) + times
 
     async def flush(self) -> None:
-        """Write the failed authentications that were counted."""
-        counted, self._failures = self._failures, {}
-        rows = [_failures(remote, minute * _MINUTE_US, times) for (remote, minute), times in counted.items()]
-        if rows:
+        """Write what was counted."""
+        counted, self._counted = self._counted, {}
+        if counted:
             try:
-                await self._insert(rows)
+                await self._insert([row._replace(times=times) for row, times in counted.items()])
             except TaskforgeError:
-                for key, times in counted.items():
-                    self._failures[key] = self._failures.get(key, 0) + times
+                for row, times in counted.items():
+                    self._count(row, times)
                 raise
 
     async def _insert(self, rows: Sequence[AuditRow]) -> None:
@@ -229,7 +248,12 @@ class Audit:
         return [AuditRecord(row[0], AuditRow(*row[1:])) for row in rows]
 
 
-def _failures(remote: str, minute: int, times: int) -> AuditRow:
+def _of_many(row: AuditRow, minute: int) -> AuditRow:
+    text = "denied calls in one minute"
+    return row._replace(at=minute, resource_type="", resource="", message=text, request_id="")
+
+
+def _failure(remote: str, minute: int) -> AuditRow:
     return AuditRow(
         at=minute,
         token_id="",
@@ -243,7 +267,6 @@ def _failures(remote: str, minute: int, times: int) -> AuditRow:
         outcome=OUTCOMES[UnauthenticatedError],
         message="failed authentications in one minute",
         request_id="",
-        times=times,
     )
 
 

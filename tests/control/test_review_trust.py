@@ -73,3 +73,20 @@ def test_no_part_of_a_proxys_password_is_among_the_settings(tmp_path, password):
     (tmp_path / "config.toml").write_text(f'[egress]\nproxy = "http://user:{password}@proxy.example:3128"\n')
     shown = {f"{one.section}.{one.key}": one.value for one in settings_in_force(load_config(tmp_path, None, {}))}
     assert json.loads(shown["egress.proxy"]) == "http://***@proxy.example:3128"
+
+
+async def test_who_is_denied_pushes_nothing_out_of_the_audit(own):
+    """A reader has no way of changing anything, and so none of filling the record of changes."""
+    reader = (await own.token("VIEWER")).secret
+    for _ in range(10):
+        await asyncio.gather(
+            *(
+                own.refused("PERMISSION_DENIED", "RevokeToken", bearer=reader, token_id=f"t{index}")
+                for index in range(40)
+            )
+        )
+    assert await asyncio.to_thread(own.daemon.terminate) == 0
+    rows = audited(own.daemon, "TokenService/RevokeToken")
+    assert {outcome for outcome, _ in rows} == {"PERMISSION_DENIED"}
+    assert sum(count for _, count in rows) == 400
+    assert 200 <= len(rows) <= 300

@@ -64,7 +64,9 @@ class AuditRecord(_message.Message):
     request_id: _builtins.str
     """request_id of the call, where it had one."""
     count: _builtins.int
-    """count is how many it stands for: more than 1 only for failed authentications."""
+    """count is how many it stands for: more than 1 only for failed authentications, and for a token that is denied many
+    calls in a minute.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """time is when it happened; of failed authentications the minute."""
