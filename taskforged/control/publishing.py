@@ -143,6 +143,7 @@ class EventBus:
                     f"request_id {request_id!r} was used for another event, {found.id}",
                     metadata={"request_id": request_id, "event": found.id},
                 ) from None
+            about("event", found.id)
             return found
         self._wake.set()
         return row

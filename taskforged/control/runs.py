@@ -262,6 +262,7 @@ class Runs:
             raise refusal
         if row.request_digest != _digest(request):
             raise used(request.request_id, row)
+        about("run", row.id)
         if wait_s:
             await self._wait_stored(row, wait_s)
         return await self._views.get(principal, row.id)

@@ -90,3 +90,19 @@ async def test_who_is_denied_pushes_nothing_out_of_the_audit(own):
     assert {outcome for outcome, _ in rows} == {"PERMISSION_DENIED"}
     assert sum(count for _, count in rows) == 400
     assert 200 <= len(rows) <= 300
+
+
+async def test_a_repeated_call_is_told_with_what_it_was_about_the_first_time(own):
+    await own.apply(NAP)
+    run_id = (await own("StartRun", workflow="nap", request_id="once")).run.id
+    event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
+    headers = {"Authorization": f"Bearer {own.daemon.token}", "Content-Type": "application/cloudevents+json"}
+    event_ids = []
+    for _ in range(2):
+        assert (await own("StartRun", workflow="nap", request_id="once")).run.id == run_id
+        async with own.http.post(f"{own.daemon.http}/events/default", json=event, headers=headers) as answer:
+            event_ids += (await answer.json())["event_ids"]
+    assert len(event_ids) == 2
+    records = (await own("ListAuditRecords")).records
+    assert {one.resource for one in records if one.method == "RunService/StartRun"} == {run_id}
+    assert {one.resource for one in records if one.method == "POST /events"} == set(event_ids[:1]) == set(event_ids)
