@@ -53,6 +53,9 @@ _SLACK_PART = 20
 _SIZES_S = 3.0
 """How long the sizes of tables may take: they are counted page by page."""
 
+_SIZES_REST = 5.0
+"""So many times as long as counting took, what was counted is told again: while it lasts, the log cannot be cut."""
+
 
 @dataclass(slots=True)
 class StorageState:
@@ -107,6 +110,8 @@ class Storage:
         self._log_cut = _Checkpoints()
         self._next_prune = time.monotonic() + _PRUNE_FIRST_S
         self._shrink_pages = _SHRINK_PAGES
+        self._counting: asyncio.Task[Mapping[str, int]] | None = None
+        self._count_again = 0.0
         self._watch = Loop("storage", self._look_for_ever)
         self._care = Loop("storage care", self._care_for_ever)
 
@@ -122,6 +127,8 @@ class Storage:
         """End; a backup that is under way is cut short. Idempotent."""
         await self._watch.stop()
         await self._care.stop()
+        if self._counting is not None:
+            await asyncio.gather(self._counting, return_exceptions=True)
 
     # --- what is told ------------------------------------------------------------------------------------------------
 
@@ -129,9 +136,21 @@ class Storage:
         """Answer everything, measured now."""
         await self._measure()
         refuses = "STORE_FULL" if self.pressure.is_over else "DISK_LOW" if self.pressure.is_low else ""
-        return StorageView(
-            self.state, await asyncio.to_thread(self._store.table_sizes, _SIZES_S), self.pressure.budget_bytes, refuses
-        )
+        return StorageView(self.state, await self._table_sizes(), self.pressure.budget_bytes, refuses)
+
+    async def _table_sizes(self) -> Mapping[str, int]:
+        """Count for all who ask meanwhile, and for those who ask soon after."""
+        if self._counting is None or (self._counting.done() and time.monotonic() >= self._count_again):
+            self._counting = asyncio.create_task(self._count_tables(), name="table sizes")
+        return await asyncio.shield(self._counting)
+
+    async def _count_tables(self) -> Mapping[str, int]:
+        began = time.monotonic()
+        try:
+            return await asyncio.to_thread(self._store.table_sizes, _SIZES_S)
+        finally:
+            ended = time.monotonic()
+            self._count_again = ended + _SIZES_REST * (ended - began)
 
     async def prune(self, keep: Keep | None, *, dry_run: bool) -> PruneReport:
         """Make a pass now, and shrink the file; see `Pruner.run`."""

@@ -1,8 +1,9 @@
-"""The file shrinks in slices that are short, however long SQLite takes for a page."""
+"""The care of a large file: it shrinks in slices that are short, and is counted once for all who ask."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -81,3 +82,24 @@ async def test_a_file_that_does_not_shrink_is_left_alone(storage, monkeypatch):
     monkeypatch.setattr(storage._store, "shrink", nothing)
     await storage._shrink()
     assert len(storage._store.slices) == 1
+
+
+async def test_tables_are_counted_once_for_all_who_ask(storage, monkeypatch):
+    counted: list[float] = []
+    may_end = threading.Event()
+
+    def count(_: float) -> dict[str, int]:
+        counted.append(time.monotonic())
+        assert may_end.wait(20)
+        return {"runs": len(counted)}
+
+    monkeypatch.setattr(storage._store, "table_sizes", count)
+    asking = [asyncio.create_task(storage.view()) for _ in range(30)]
+    while not counted:
+        await asyncio.sleep(0)
+    asking[0].cancel()  # a caller that goes away takes nothing from the others
+    may_end.set()
+    views = await asyncio.gather(*asking[1:])
+    assert {view.tables["runs"] for view in views} == {1}
+    monkeypatch.setattr(storage, "_count_again", 0.0)
+    assert (await storage.view()).tables == {"runs": 2}
