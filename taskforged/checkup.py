@@ -1,9 +1,9 @@
 """`python -m taskforged.checkup`: the daemon's view of a home on which no daemon runs, as one JSON object on stdout.
 
 `taskforgectl doctor` and `taskforgectl config` are made of it: they never open the database, and do not know how
-settings are read. `--settings` reads the settings only. Else the home's lock is taken for the time of the look, so that
-no daemon starts meanwhile, and nothing is written. Out: `{"file", "settings": [...], "problems": [...]}`, and without
-`--settings` also `{"held": bool, "findings": [...]}`.
+settings are read. `--settings` reads the settings only. Else the home's lock is taken for the time of the look, and
+nothing is written. A daemon that starts meanwhile ends the look: `held` says that there is one. Out:
+`{"file", "settings": [...], "problems": [...]}`, and without `--settings` also `{"held": bool, "findings": [...]}`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,27 +55,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "problems": problems,
     }
     if not given.settings:
-        answer |= _look(config, given.database_s, sees_key=not given.key_elsewhere)
+        answer |= _look(config, given.database_s, answer, sees_key=not given.key_elsewhere)
     sys.stdout.buffer.write(orjson.dumps(answer))
 
 
-def _look(config: Config, database_s: float, *, sees_key: bool) -> dict[str, Any]:
+def _look(config: Config, database_s: float, known: Mapping[str, Any], *, sees_key: bool) -> dict[str, Any]:
     if not config.database.exists():
         found = [one._replace(check="database") for one in ok("there is no database yet; the first start makes it")]
         return {"held": False, "findings": [_finding(one) for one in found]}
-    lock = HomeLock(config.lock)
+    lock = HomeLock(config.lock, looks=True)
     try:
         lock.acquire()
     except FailedPreconditionError:
-        return {"held": True, "findings": []}
+        return dict(_HELD)
     except OSError as problem:
         found = error(f"{config.lock} cannot be locked: {problem.strerror}", f"make {config.home} writable for you")
         return {"held": False, "findings": [_finding(one._replace(check="database")) for one in found]}
+    over = threading.Event()
+    giving_way = threading.Thread(target=_give_way, args=(lock, over, known), name="give way", daemon=True)
+    giving_way.start()
     try:
         found = asyncio.run(_examine(config, database_s, sees_key=sees_key))
         return {"held": False, "findings": [_finding(one) for one in found]}
     finally:
+        over.set()
+        giving_way.join()
         lock.release()
+
+
+_HELD: Mapping[str, Any] = {"held": True, "findings": []}
+_WISH_S = 0.1
+
+
+def _give_way(lock: HomeLock, over: threading.Event, known: Mapping[str, Any]) -> None:
+    """End this process as soon as a daemon wants the home: a query that is under way could last for minutes."""
+    while not over.wait(_WISH_S):
+        if lock.is_wanted():
+            sys.stdout.buffer.write(orjson.dumps({**known, **_HELD}))
+            sys.stdout.flush()
+            os._exit(0)
 
 
 async def _examine(config: Config, database_s: float, *, sees_key: bool) -> list[Finding]:

@@ -76,6 +76,10 @@ def _daemons_view(ground: Ground, database_s: int) -> list[Item]:
         answer = checkup(ground.home.path, "--database-s", str(database_s), *elsewhere, limit_s=database_s + 30.0)
     except CliError as problem:
         return [_item("checkup", error(problem.message, problem.hint))]
+    if answer.get("held"):  # a daemon has started meanwhile
+        ground.info = _info(ground.settings)
+        if ground.info is not None:
+            return _diagnose(ground.settings, database_s)
     ground.config = {f"{one['section']}.{one['key']}": one["value"] for one in answer["settings"]}
     faults = [error(one["message"], f"mend {answer['file']}") for one in answer["problems"]]
     found = list(answer["findings"])

@@ -41,13 +41,24 @@ _WAL_PAGES = 4000
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE_S = 0.02
+_GIVE_WAY_S = 10.0
+"""How long somebody who only looks may take to give way."""
+
+_LOOKS = " look"
 
 
 class HomeLock:
-    """An exclusive lock on a home, held as long as the process lives."""
+    """An exclusive lock on a home, held as long as the process lives.
 
-    def __init__(self, path: Path) -> None:
+    One that only looks says so in the file, and gives way when somebody else wants to work on the home: else a long
+    look would keep a service from starting again until its manager gives up.
+    """
+
+    def __init__(self, path: Path, *, looks: bool = False) -> None:
+        """Create a lock; `looks` is a promise to ask `is_wanted` again and again."""
         self._path = path
+        self._looks = looks
+        self._wish = path.with_name(f"{path.name}.wanted")
         self._fd = -1
 
     def acquire(self) -> None:
@@ -57,8 +68,8 @@ class HomeLock:
             FailedPreconditionError: another process holds it.
         """
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _try_lock(fd):
-            holder = os.read(fd, 32).decode(errors="replace").strip()
+        if not _try_lock(fd) and (self._looks or not self._get_way(fd)):
+            holder = _holder(fd).removesuffix(_LOOKS)
             os.close(fd)
             raise FailedPreconditionError(
                 f"another taskforged (pid {holder or 'unknown'}) already runs on {self._path.parent};"
@@ -67,14 +78,38 @@ class HomeLock:
                 metadata={"home": str(self._path.parent), "pid": holder},
             )
         os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
+        os.write(fd, f"{os.getpid()}{_LOOKS if self._looks else ''}\n".encode())
         self._fd = fd
+        if self._looks:
+            self._wish.unlink(missing_ok=True)
+
+    def _get_way(self, fd: int) -> bool:
+        """Ask a holder that only looks to give way; answers whether it did, and the lock is ours."""
+        if not _holder(fd).endswith(_LOOKS):
+            return False
+        deadline = time.monotonic() + _GIVE_WAY_S
+        try:
+            while time.monotonic() < deadline:
+                self._wish.touch(mode=0o600)
+                if _try_lock(fd):
+                    return True
+        finally:
+            self._wish.unlink(missing_ok=True)
+        return False
+
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for this lock to be given back."""
+        return self._wish.exists()
 
     def release(self) -> None:
         """Give the lock back. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _holder(fd: int) -> str:
+    return os.pread(fd, 32, 0).decode(errors="replace").strip()
 
 
 def _try_lock(fd: int) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -163,6 +166,36 @@ def test_a_daemon_that_does_not_answer(own):
     finally:
         own.process.send_signal(signal.SIGCONT)
     assert "does not answer" in told
+
+
+LONG_LOOK = """\
+import asyncio, sys
+from taskforged import checkup
+
+async def examine(*_, **__):
+    print("looking", file=sys.stderr, flush=True)
+    await asyncio.sleep(60)
+
+checkup._examine = examine
+checkup.main(["--home", sys.argv[1]])
+"""
+
+
+def test_a_long_look_at_the_database_keeps_no_daemon_from_starting(own):
+    """Else a service that is about to start again fails until its manager gives up."""
+    ctl = Ctl(own.home)
+    own.terminate()
+    command = [sys.executable, "-c", LONG_LOOK, str(own.home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as looking:
+        assert looking.stderr.readline() == "looking\n"
+        ctl("down")  # who looks is no daemon
+        assert looking.poll() is None
+        own.start()
+        answer = json.loads(looking.stdout.read())
+    assert looking.returncode == 0
+    assert answer["held"]
+    assert answer["settings"]
+    assert f"pid {own.pid}" in ctl("doctor")
 
 
 @pytest.mark.parametrize(

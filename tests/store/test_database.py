@@ -1,7 +1,10 @@
 """Opening the database: pragmas, migrations, refusals."""
 
+import os
 import re
 import sqlite3
+import threading
+import time
 from importlib.resources import files
 
 import pytest
@@ -213,3 +216,25 @@ def test_a_home_is_locked_for_one(tmp_path):
     second.acquire()
     second.release()
     second.release()
+
+
+def test_one_that_only_looks_gives_way(tmp_path):
+    looker, daemon = HomeLock(tmp_path / "lock", looks=True), HomeLock(tmp_path / "lock")
+    (tmp_path / "lock.wanted").touch()  # of one that was killed while it waited
+    looker.acquire()
+    assert not looker.is_wanted()
+
+    def give_way():
+        while not looker.is_wanted():
+            time.sleep(0.01)
+        looker.release()
+
+    giving = threading.Thread(target=give_way)
+    giving.start()
+    daemon.acquire()
+    giving.join()
+    assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+    assert not (tmp_path / "lock.wanted").exists()
+    with pytest.raises(FailedPreconditionError, match="already runs"):
+        looker.acquire()
+    daemon.release()
