@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import click
+import grpc
 from google.protobuf.message import Message
 
+from taskforgectl.connection import Connection
 from taskforgectl.render.plain import plain
 
 __all__ = ["Listing", "Watching", "collect", "limit_option", "listing_options", "reconnect_option", "watch_options"]
@@ -17,6 +19,8 @@ _PAGE_MAX = 1000
 """The daemon's own limit."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=0), default=50, show_default=True, metavar="N", help="Most rows; 0 means all."
@@ -81,18 +85,33 @@ def listing_options(function: F) -> F:
     return cast(F, wrapped)
 
 
-def collect(fetch: Callable[[int, str], tuple[Sequence[Message], str]], limit: int) -> list[dict[str, Any]]:
+def collect(
+    connection: Connection,
+    method: grpc.UnaryUnaryMultiCallable[Q, A],
+    request: Q,
+    limit: int,
+    *,
+    on_page: Callable[[A], object] | None = None,
+) -> list[dict[str, Any]]:
     """Answer up to `limit` rows as plain values; 0 means all.
 
     Args:
-        fetch: answers a page and the next page's token from a page size and a token.
+        connection: whom to ask.
+        method: answers pages, whose rows are their only repeated field.
+        request: what is asked for, of the whole list.
         limit: most rows wanted.
+        on_page: is shown each answer.
     """
     found: list[dict[str, Any]] = []
-    token = ""
+    page: Any = type(request)()
+    page.CopyFrom(request)
     while True:
-        left = limit - len(found) if limit else _PAGE_MAX
-        page, token = fetch(min(left, _PAGE_MAX), token)
-        found.extend(plain(message) for message in page)
-        if not token or (limit and len(found) >= limit):
+        page.page_size = min(limit - len(found) if limit else _PAGE_MAX, _PAGE_MAX)
+        answer: Any = connection.ask(method, page)
+        if on_page is not None:
+            on_page(answer)
+        rows = next(field for field in answer.DESCRIPTOR.fields if field.is_repeated)
+        found.extend(plain(message) for message in getattr(answer, rows.name))
+        page.page_token = answer.next_page_token
+        if not page.page_token or (limit and len(found) >= limit):
             return found

@@ -62,25 +62,18 @@ def list_(
     by peer and minute. Without --namespace those of all namespaces are shown.
     """
     now = dt.datetime.now(dt.UTC)
-    times = {"since": _stamp(since, "--since", now), "until": _stamp(until, "--until", now)}
+    times: dict[str, Any] = {"since": _stamp(since, "--since", now), "until": _stamp(until, "--until", now)}
+
+    request = pb.ListAuditRecordsRequest(
+        namespace=settings.namespace,
+        token=by,
+        method=method,
+        outcome=outcome or "",
+        **times,
+    )
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(AuditServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListAuditRecordsRequest(
-                namespace=settings.namespace,
-                token=by,
-                method=method,
-                outcome=outcome or "",
-                page_size=size,
-                page_token=token,
-                **times,
-            )
-            answer = connection.ask(stub.ListAuditRecords, request)
-            return answer.records, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(AuditServiceStub).ListAuditRecords, request, listing.limit)
 
     columns = [
         Column("TIME", lambda one: when(one["time"])),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from taskforge.v1 import storage_service_pb2 as pb
@@ -48,15 +47,10 @@ def create(settings: Settings) -> None:
 @click.pass_obj
 def list_(settings: Settings, listing: Listing) -> None:
     """List the finished backups, newest first."""
+    request = pb.ListBackupsRequest()
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(StorageServiceStub)
-
-        def fetch(count: int, token: str) -> tuple[Sequence[Any], str]:
-            answer = connection.ask(stub.ListBackups, pb.ListBackupsRequest(page_size=count, page_token=token))
-            return answer.backups, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(StorageServiceStub).ListBackups, request, listing.limit)
 
     show_listing(settings, listing, read, key="path", table=tabled(settings, _COLUMNS, empty=_EMPTY))
 

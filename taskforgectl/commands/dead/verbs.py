@@ -59,23 +59,16 @@ def list_(settings: Settings, *, workflow: str, step: str, code: str, states: Se
     """List dead letters, newest first."""
     wanted = _STATES if _ANY in states else states
 
+    request = pb.ListDeadLettersRequest(
+        namespace=settings.namespace,
+        workflow=workflow,
+        step=step,
+        error_code=code,
+        states=[dead_letter_pb2.DeadLetter.State.Value(f"STATE_{state}") for state in wanted],
+    )
+
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(DeadLetterServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListDeadLettersRequest(
-                namespace=settings.namespace,
-                workflow=workflow,
-                step=step,
-                error_code=code,
-                states=[dead_letter_pb2.DeadLetter.State.Value(f"STATE_{state}") for state in wanted],
-                page_size=size,
-                page_token=token,
-            )
-            answer = connection.ask(stub.ListDeadLetters, request)
-            return answer.dead_letters, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(DeadLetterServiceStub).ListDeadLetters, request, listing.limit)
 
     empty = (
         "no dead letters fit"

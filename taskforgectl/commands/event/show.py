@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import click
 from taskforge.v1 import event_service_pb2 as pb
@@ -38,17 +37,10 @@ def _list(settings: Settings, *, selection: Selection, workflow: str, listing: L
     """List events, newest first."""
     fields = selection.fields()
 
+    request = pb.ListEventsRequest(namespace=settings.namespace, workflow=workflow, **fields)
+
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(EventServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListEventsRequest(
-                namespace=settings.namespace, workflow=workflow, page_size=size, page_token=token, **fields
-            )
-            answer = connection.ask(stub.ListEvents, request)
-            return answer.events, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(EventServiceStub).ListEvents, request, listing.limit)
 
     is_filtered = bool(workflow or any(selection))
     empty = "no events fit" if is_filtered else "no events yet; `taskforgectl trigger list` shows what is waited for"

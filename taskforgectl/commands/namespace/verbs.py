@@ -35,15 +35,10 @@ def command() -> None:
 @click.pass_obj
 def list_(settings: Settings, listing: Listing) -> None:
     """List namespaces by name."""
+    request = pb.ListNamespacesRequest()
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(NamespaceServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            answer = connection.ask(stub.ListNamespaces, pb.ListNamespacesRequest(page_size=size, page_token=token))
-            return answer.namespaces, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(NamespaceServiceStub).ListNamespaces, request, listing.limit)
 
     show_listing(
         settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from taskforge.v1 import queue_service_pb2 as pb
@@ -34,16 +33,10 @@ def command() -> None:
 @click.pass_obj
 def list_(settings: Settings, listing: Listing) -> None:
     """List the queues of a namespace by name."""
+    request = pb.ListQueuesRequest(namespace=settings.namespace)
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(QueueServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListQueuesRequest(namespace=settings.namespace, page_size=size, page_token=token)
-            answer = connection.ask(stub.ListQueues, request)
-            return answer.queues, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(QueueServiceStub).ListQueues, request, listing.limit)
 
     show_listing(
         settings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from taskforge.v1 import run_pb2
@@ -120,15 +119,8 @@ def _only_approval(connection: Connection, run_id: str) -> str:
 
 
 def _waiting(connection: Connection, run_id: str) -> Sequence[Item]:
-    stub = connection.stub(RunServiceStub)
-
-    def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-        states = [run_pb2.StepRun.STATE_WAITING]
-        request = pb.ListRunStepsRequest(run_id=run_id, states=states, page_size=size, page_token=token)
-        answer = connection.ask(stub.ListRunSteps, request)
-        return answer.steps, answer.next_page_token
-
-    return collect(fetch, 0)
+    request = pb.ListRunStepsRequest(run_id=run_id, states=[run_pb2.StepRun.STATE_WAITING])
+    return collect(connection, connection.stub(RunServiceStub).ListRunSteps, request, 0)
 
 
 verbs = (_approve, _reject, _resolve)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from taskforge.v1 import run_pb2
@@ -19,7 +19,7 @@ from taskforgectl.kinds import EVENT, RUN, WORKFLOW
 from taskforgectl.options import Settings, Verb
 from taskforgectl.paging import Listing, collect, listing_options
 from taskforgectl.render.board import describe_body
-from taskforgectl.render.output import Item, echo, show_item
+from taskforgectl.render.output import Item, echo, note, show_item
 from taskforgectl.render.plain import plain
 from taskforgectl.render.runs import STEP_COLUMNS
 from taskforgectl.render.tables import Column, age, local_time, tabled, when
@@ -51,33 +51,26 @@ def _list(
         return
     wanted = [run_pb2.Run.State.Value(f"STATE_{state}") for state in states]
 
+    pages: deque[pb.ListRunsResponse] = deque(maxlen=1)
+    request = pb.ListRunsRequest(namespace=settings.namespace, workflow=workflow, states=wanted, event_id=event_id)
+
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(RunServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListRunsRequest(
-                namespace=settings.namespace,
-                workflow=workflow,
-                states=wanted,
-                event_id=event_id,
-                page_size=size,
-                page_token=token,
-            )
-            answer = connection.ask(stub.ListRuns, request)
-            return answer.runs, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        method = connection.stub(RunServiceStub).ListRuns
+        return collect(connection, method, request, listing.limit, on_page=pages.append)
 
     filtered = bool(workflow or states or event_id)
     empty = "no runs fit" if filtered else "no runs yet; start one with `taskforgectl run start WORKFLOW`"
     show_listing(settings, listing, read, key="id", table=tabled(settings, _RUN_COLUMNS, empty=empty))
+    if pages[-1].pruned and not pages[-1].next_page_token:
+        until = local_time(pages[-1].pruned_until.ToJsonString())
+        note(settings, f"{pages[-1].pruned:,} older runs have been pruned, the newest of them of {until}")
 
 
 def _list_stuck(settings: Settings, listing: Listing) -> None:
     def read(connection: Connection) -> Sequence[Item]:
         request = system_pb.ListStuckRunsRequest(namespace=settings.namespace)
         answer = connection.ask(connection.stub(SystemServiceStub).ListStuckRuns, request)
-        return collect(lambda _, __: (answer.runs, ""), listing.limit)
+        return [plain(one) for one in answer.runs[: listing.limit or None]]
 
     show_listing(settings, listing, read, key="id", table=tabled(settings, _STUCK_COLUMNS, empty="no run is stuck"))
 
@@ -125,17 +118,10 @@ def _steps(settings: Settings, *, run_id: str, states: Sequence[str], prefix: st
     """List a run's steps in the order in which they were reached."""
     wanted = [run_pb2.StepRun.State.Value(f"STATE_{state}") for state in states]
 
+    request = pb.ListRunStepsRequest(run_id=run_id, key_prefix=prefix, states=wanted)
+
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(RunServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListRunStepsRequest(
-                run_id=run_id, key_prefix=prefix, states=wanted, page_size=size, page_token=token
-            )
-            answer = connection.ask(stub.ListRunSteps, request)
-            return answer.steps, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(RunServiceStub).ListRunSteps, request, listing.limit)
 
     empty = "no steps fit" if states or prefix else "no step was reached yet"
     show_listing(settings, listing, read, key="key", table=tabled(settings, STEP_COLUMNS, empty=empty))
@@ -147,16 +133,10 @@ def _steps(settings: Settings, *, run_id: str, states: Sequence[str], prefix: st
 @click.pass_obj
 def _history(settings: Settings, run_id: str, listing: Listing) -> None:
     """List a run's history, oldest first."""
+    request = pb.GetRunHistoryRequest(run_id=run_id)
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(RunServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.GetRunHistoryRequest(run_id=run_id, page_size=size, page_token=token)
-            answer = connection.ask(stub.GetRunHistory, request)
-            return answer.events, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(RunServiceStub).GetRunHistory, request, listing.limit)
 
     columns = [
         Column("SEQ", lambda one: one["sequence"]),

@@ -55,22 +55,15 @@ def _slots(
 
     zones = [""]
 
+    request = pb.ListScheduleSlotsRequest(
+        namespace=settings.namespace,
+        workflow=target.workflow,
+        trigger=target.trigger,
+        **fields,
+    )
+
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(TriggerServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListScheduleSlotsRequest(
-                namespace=settings.namespace,
-                workflow=target.workflow,
-                trigger=target.trigger,
-                page_size=size,
-                page_token=token,
-                **fields,
-            )
-            answer = connection.ask(stub.ListScheduleSlots, request)
-            return answer.slots, answer.next_page_token
-
-        rows = collect(fetch, listing.limit)
+        rows = collect(connection, connection.stub(TriggerServiceStub).ListScheduleSlots, request, listing.limit)
         zones[:] = [_zone(settings, connection, target, rows)]
         return rows
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from taskforge.v1 import secret_service_pb2 as pb
@@ -68,16 +67,10 @@ def _read_value(name: str, file: str | None) -> str:
 @click.pass_obj
 def list_(settings: Settings, listing: Listing) -> None:
     """List secrets by name. Values are never shown."""
+    request = pb.ListSecretsRequest(namespace=settings.namespace)
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(SecretServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListSecretsRequest(namespace=settings.namespace, page_size=size, page_token=token)
-            answer = connection.ask(stub.ListSecrets, request)
-            return answer.secrets, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(SecretServiceStub).ListSecrets, request, listing.limit)
 
     columns = [
         Column("SECRET", lambda one: one["name"]),

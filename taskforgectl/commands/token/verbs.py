@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import click
 from google.protobuf.duration_pb2 import Duration
@@ -97,16 +96,10 @@ def rotate(settings: Settings, *, token_id: str, grace: str, ttl: str | None, re
 @click.pass_obj
 def list_(settings: Settings, *, live: bool, listing: Listing) -> None:
     """List tokens, newest first."""
+    request = pb.ListTokensRequest(live_only=live)
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(TokenServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListTokensRequest(live_only=live, page_size=size, page_token=token)
-            answer = connection.ask(stub.ListTokens, request)
-            return answer.tokens, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(TokenServiceStub).ListTokens, request, listing.limit)
 
     columns = [
         Column("TOKEN", lambda one: one["id"]),

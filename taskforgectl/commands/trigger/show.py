@@ -37,17 +37,10 @@ def _list(settings: Settings, *, workflow: str, kinds: Sequence[str], listing: L
     """List triggers by workflow."""
     wanted = [trigger_pb2.Trigger.Kind.Value(f"KIND_{kind.upper()}") for kind in kinds]
 
+    request = pb.ListTriggersRequest(namespace=settings.namespace, workflow=workflow, kinds=wanted)
+
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(TriggerServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListTriggersRequest(
-                namespace=settings.namespace, workflow=workflow, kinds=wanted, page_size=size, page_token=token
-            )
-            answer = connection.ask(stub.ListTriggers, request)
-            return answer.triggers, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(TriggerServiceStub).ListTriggers, request, listing.limit)
 
     empty = "no triggers fit" if workflow or kinds else "no triggers yet; a workflow declares them under `on:`"
     show_listing(settings, listing, read, key=full_name, table=tabled(settings, _COLUMNS, empty=empty))

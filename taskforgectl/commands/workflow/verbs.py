@@ -154,16 +154,10 @@ def _folder(path: Path) -> Iterator[_Source]:
 @click.pass_obj
 def list_(settings: Settings, listing: Listing) -> None:
     """List the workflows of a namespace by name."""
+    request = pb.ListWorkflowsRequest(namespace=settings.namespace)
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(WorkflowServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListWorkflowsRequest(namespace=settings.namespace, page_size=size, page_token=token)
-            answer = connection.ask(stub.ListWorkflows, request)
-            return answer.workflows, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(WorkflowServiceStub).ListWorkflows, request, listing.limit)
 
     show_listing(settings, listing, read, key="name", table=lambda items: _show_rows(settings, items))
 
@@ -222,18 +216,10 @@ def _show_whole(settings: Settings, item: Item) -> None:
 @click.pass_obj
 def versions(settings: Settings, name: str, listing: Listing) -> None:
     """List the versions of a workflow, newest first."""
+    request = pb.ListWorkflowVersionsRequest(namespace=settings.namespace, name=name)
 
     def read(connection: Connection) -> Sequence[Item]:
-        stub = connection.stub(WorkflowServiceStub)
-
-        def fetch(size: int, token: str) -> tuple[Sequence[Any], str]:
-            request = pb.ListWorkflowVersionsRequest(
-                namespace=settings.namespace, name=name, page_size=size, page_token=token
-            )
-            answer = connection.ask(stub.ListWorkflowVersions, request)
-            return answer.versions, answer.next_page_token
-
-        return collect(fetch, listing.limit)
+        return collect(connection, connection.stub(WorkflowServiceStub).ListWorkflowVersions, request, listing.limit)
 
     columns = [
         Column("VERSION", lambda one: one["number"]),
