@@ -40,6 +40,7 @@ _COMMANDS = {
     "audit": "Show who changed what, or tried to.",
     "context": "Keep the daemons of other machines by name.",
     "stats": "Show the daemon's counters.",
+    "storage": "Show what the database holds.",
     "backup": "Make, list and verify copies of the database.",
     "restore": "Put a backup in the place of the database.",
     "prune": "Delete now what is old enough and what nothing needs.",
