@@ -21,6 +21,7 @@ from taskforged.store.backup import (
     room_for,
     seal,
     sweep,
+    why,
 )
 from taskforged.store.store import Store
 
@@ -175,7 +176,7 @@ class Backups:
             raise FailedPreconditionError(str(error), reason="BACKUP_FAILED") from error
         except OSError as error:
             raise FailedPreconditionError(
-                f"a backup could not be written to {self._folder}: {error.strerror or error}", reason="BACKUP_FAILED"
+                f"a backup could not be written to {self._folder}: {why(error)}", reason="BACKUP_FAILED"
             ) from error
         return next(one for one in await self.list() if one.path == path)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import errno
 import os
 import re
 import sqlite3
@@ -40,6 +41,7 @@ __all__ = [
     "seal",
     "sweep",
     "sync_folder",
+    "why",
 ]
 
 _PAGES = 64
@@ -162,7 +164,7 @@ def back_up_before_upgrade(connection: sqlite3.Connection, folder: Path) -> None
     except BackupError as error:
         raise CorruptStoreError(f"the database cannot be upgraded: {error}. Nothing was changed") from error
     except OSError as error:
-        raise _no_upgrade(f"{folder}: {error.strerror or error}", schema) from error
+        raise _no_upgrade(f"{folder}: {why(error)}", schema) from error
     finally:
         partial(name).unlink(missing_ok=True)
     for old in [one for one in list_backups(folder) if one.is_upgrade][_UPGRADES_KEPT:]:
@@ -180,6 +182,13 @@ def _no_upgrade(why: str, schema: int) -> FailedPreconditionError:
         reason="NO_BACKUP_BEFORE_UPGRADE",
         metadata={"schema": str(schema)},
     )
+
+
+def why(error: OSError) -> str:
+    """Say what is wrong with the folder, and where the cause may be none of the disk's."""
+    if error.errno == errno.EROFS:
+        return f"{error.strerror}; a service may write only where ReadWritePaths= of its unit says, see docs/storage.md"
+    return error.strerror or str(error)
 
 
 def copy_database(connection: sqlite3.Connection, path: Path, guests: Guests) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
+import sqlite3
 import time
 from types import SimpleNamespace
 
@@ -11,7 +14,7 @@ import pytest
 
 from taskforged.control import backups as module
 from taskforged.control.backups import Backups
-from taskforged.errors import ResourceExhaustedError
+from taskforged.errors import FailedPreconditionError, ResourceExhaustedError
 from taskforged.store import backup
 from taskforged.store.backup import BackupError, backup_name, inspect_copy, list_backups
 from taskforged.store.store import Store
@@ -125,3 +128,16 @@ def test_an_aborted_check_says_why(tmp_path, monkeypatch):
     inspect_copy(path)
     with pytest.raises(BackupError, match="stopping"):
         inspect_copy(path, lambda: True)
+
+
+async def test_a_folder_that_a_service_may_not_write_to_is_explained(store, tmp_path, monkeypatch):
+    def read_only(_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(module, "sweep", read_only)
+    monkeypatch.setattr(backup, "sweep", read_only)
+    with pytest.raises(FailedPreconditionError, match="ReadWritePaths="):
+        await keeper(store, tmp_path / "backups").create()
+    with contextlib.closing(sqlite3.connect(store.path)) as connection:
+        with pytest.raises(FailedPreconditionError, match="ReadWritePaths="):
+            backup.back_up_before_upgrade(connection, tmp_path / "backups")
