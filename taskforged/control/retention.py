@@ -141,8 +141,13 @@ class Pruner:
 
     # --- a pass ------------------------------------------------------------------------------------------------------
 
-    async def run(self, keep: Keep | None = None, *, dry_run: bool = False) -> PruneReport:
+    async def run(self, keep: Keep | None = None, *, dry_run: bool = False, repeat_s: int = 0) -> PruneReport:
         """Make a pass; one that comes while another is under way waits for it.
+
+        Args:
+            keep: instead of what the settings say.
+            dry_run: nothing is deleted.
+            repeat_s: for how long after its end a run stays whose start may be asked for again, by its request id.
 
         Raises:
             TaskforgeError: something could not be written. What is gone is gone, the rest stays.
@@ -150,7 +155,9 @@ class Pruner:
         keep = self.keep if keep is None else keep
         async with self._turn:
             report = PruneReport(self._clock.now())
-            one = _Pass(self._store, keep, report, self._delete, self._clock.now(), dry_run=dry_run)
+            now = self._clock.now()
+            spared = now - repeat_s * 1_000_000 if repeat_s else _FAR
+            one = _Pass(self._store, keep, report, self._delete, now, spared, dry_run=dry_run)
             try:
                 if not dry_run:
                     await self._finish_leaving(report)
@@ -209,13 +216,14 @@ class _Pass:
     """One walk through everything."""
 
     def __init__(
-        self, store: Store, keep: Keep, report: PruneReport, delete: _Delete, now: int, *, dry_run: bool
+        self, store: Store, keep: Keep, report: PruneReport, delete: _Delete, now: int, spared: int, *, dry_run: bool
     ) -> None:
         self._store = store
         self._keep = keep
         self._report = report
         self._delete = delete
         self._now = now
+        self._spared = spared
         self._dry_run = dry_run
 
     def _before(self, age_s: int) -> int:
@@ -263,7 +271,7 @@ class _Pass:
             return
         after = 0
         while (end := await self._store.value("runs_chunk_end", workflow_no, after)) is not None:
-            rows = await self._store.rows("prunable_chunk", workflow_no, after, end, before, boundary)
+            rows = await self._store.rows("prunable_chunk", workflow_no, after, end, before, boundary, self._spared)
             numbers = [row[0] for row in rows if not is_watched(row[0])]
             if self._dry_run:
                 self._add("runs", len(numbers))

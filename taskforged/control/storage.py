@@ -29,6 +29,9 @@ _PRUNE_FIRST_S = 60.0
 _PRUNE_PRESSED_S = 30.0
 """Between two passes while the database is over its budget."""
 
+_REPEAT_S = 600
+"""Who got no answer to a StartRun asks again, with the same request id: a pass must not make a second run of that."""
+
 WAL_BYTES_MAX = 32 << 20
 """A log that is longer is moved into the file and cut; SQLite itself moves it every 16 MiB where no reader stands in
 the way, and goes on writing from its start."""
@@ -202,7 +205,7 @@ class Storage:
                 if self.backups.is_due():
                     await self.backups.create_scheduled()
                 if self._is_pruning_due():
-                    await self.pruner.run()
+                    await self.pruner.run(repeat_s=_REPEAT_S)
                 await self._shrink()
             except TaskforgeError as error:
                 _log.warning("storage.care_failed", error=error.message, reason=error.reason)

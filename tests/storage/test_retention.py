@@ -12,6 +12,11 @@ from harness import Daemon
 from switchboard import Board
 from taskforge.v1 import run_service_pb2, run_service_pb2_grpc
 
+from taskforged.clock import Clock
+from taskforged.control.retention import Keep, Pruner, RunRule
+from taskforged.host.feed import Feed
+from taskforged.store.store import Store
+
 LIGHT = "name: light\n{retention}steps:\n  - {{id: one, transform: 1}}\n"
 PAST = 400 * 86_400 * 1_000_000
 
@@ -96,6 +101,45 @@ async def test_what_is_needed_stays_and_goes_when_it_is_not(own: Board) -> None:
     assert await listed(own, "child") == []
     assert await listed(own, "dying") == []
     assert await listed(own, "parent") == [run_id], "it ended just now"
+
+
+async def test_counts_forget_no_request_that_may_be_repeated(tmp_path):
+    """A caller without an answer asks again: the run that it started must still be known."""
+    store, clock = Store(tmp_path / "taskforge.db"), Clock()
+    await store.start()
+    try:
+        now = clock.now()
+        rows = [
+            (no, f"run_{no}", f"ask-{no}" if no % 2 else None, now - age_s * 1_000_000)
+            for no, age_s in ((1, 7200), (2, 7200), (3, 9), (4, 9), (5, 9))
+        ]
+
+        def fill(connection):
+            connection.execute(
+                "INSERT INTO workflows (no, id, namespace_no, name, active, latest, created_at, updated_at)"
+                " VALUES (1, 'wf', 1, 'w', 1, 1, 1, 1)"
+            )
+            for no, run_id, request, ended in rows:
+                digest = None if request is None else b"d"
+                connection.execute(
+                    "INSERT INTO runs (no, id, namespace_no, workflow_no, version, state, sequence, head_hash,"
+                    " cancel_requested, trigger, request_id, request_digest, created_at, ended_at)"
+                    " VALUES (?, ?, 1, 1, 1, 'SUCCEEDED', 1, zeroblob(32), 0, 'manual', ?, ?, ?, ?)",
+                    (no, run_id, request, digest, ended, ended),
+                )
+
+        await store.journal.execute(fill)
+        pruner = Pruner(store=store, clock=clock, feed=Feed(), keep=Keep(RunRule(0, 1)))
+        await pruner.run(repeat_s=3600)
+        assert await numbers(store) == [3, 5], "3 ended a moment ago, and 5 is the newest"
+        await pruner.run()
+        assert await numbers(store) == [5], "whoever prunes by hand means it"
+    finally:
+        await store.stop()
+
+
+async def numbers(store):
+    return await store.read(lambda c: [row[0] for row in c.execute("SELECT no FROM runs ORDER BY no")])
 
 
 async def test_a_watch_that_comes_back_is_told_and_never_sees_a_gap(own: Board) -> None:

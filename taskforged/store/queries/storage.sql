@@ -13,7 +13,10 @@ SELECT no, ended_at IS NOT NULL FROM runs WHERE workflow_no = ? AND no < ? ORDER
 SELECT no, ended_at IS NOT NULL FROM runs WHERE no < ? ORDER BY no DESC LIMIT 1000
 
 -- prunable_chunk --
-SELECT no FROM prunable_runs WHERE workflow_no = ? AND no > ? AND no <= ? AND (ended_at < ? OR no <= ?) ORDER BY no
+-- The last parameter spares those that ended since then and have a request id: their caller may ask again.
+SELECT p.no FROM prunable_runs p WHERE p.workflow_no = ? AND p.no > ? AND p.no <= ? AND (p.ended_at < ? OR p.no <= ?)
+  AND (p.ended_at < ? OR NOT EXISTS (SELECT 1 FROM runs r WHERE r.no = p.no AND r.request_id IS NOT NULL))
+ORDER BY p.no
 
 -- run_created_at --
 SELECT created_at FROM runs WHERE no = ?
