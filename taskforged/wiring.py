@@ -193,7 +193,7 @@ def _build_traces(base: _Base) -> Loop | None:
         module = importlib.import_module("taskforged.telemetry.otlp")
     except ImportError as error:
         raise FailedPreconditionError(
-            f"[otel] endpoint is set, but {error.name} is not installed: `pip install 'taskforge[otel]'`, or unset it",
+            f"[otel] endpoint is set, but {error.name} is missing: `pip install '.[otel]'` in the source, or unset it",
             reason="EXTRA_MISSING",
         ) from None
     made: Loop = module.TraceExport(

@@ -58,7 +58,7 @@ def _run_file(ground: Ground) -> tuple[RunFile | None, Finding | None]:
 def check_ports(ground: Ground) -> Iterator[Finding]:
     """Its doors answer; or, while it does not run, they are free."""
     if ground.info is not None:
-        yield from _answering(str(ground.info["http"]))
+        yield from _answering(ground, str(ground.info["http"]))
         socket_path = ground.home.path / "taskforged.sock"
         if not ground.settings.address and not _is_socket(ground):
             yield error(f"{socket_path} is gone, though the daemon listens on it", "`taskforgectl restart`")
@@ -76,14 +76,17 @@ def _is_socket(ground: Ground) -> bool:
     return not any(address.startswith("unix:") for address in ground.info["grpc"])
 
 
-def _answering(base: str) -> Iterator[Finding]:
+def _answering(ground: Ground, base: str) -> Iterator[Finding]:
     parts = urlsplit(base)
     if not parts.hostname:
         return
-    connection = _connection(parts.scheme, parts.hostname, parts.port)
+    connection = _connection(ground, parts.scheme, parts.hostname, parts.port)
     try:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
+    except ssl.SSLCertVerificationError as problem:
+        shown = "a certificate that is not the one in its file, or not valid now"
+        yield warning(f"{base} shows {shown}: {problem.verify_message}", "see what is said of the certificate")
     except (OSError, http.client.HTTPException) as problem:
         yield error(f"{base} does not answer: {problem or type(problem).__name__}", "`taskforgectl restart`")
     else:
@@ -95,11 +98,13 @@ def _answering(base: str) -> Iterator[Finding]:
         connection.close()
 
 
-def _connection(scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
-    if scheme != "https":
+def _connection(ground: Ground, scheme: str, host: str, port: int | None) -> http.client.HTTPConnection:
+    known = ground.home.run_file()
+    if scheme != "https" or known is None:
         return http.client.HTTPConnection(host, port, timeout=_PROBE_S)
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whether it fits, the certificate's check tells
+    context = ssl.create_default_context(cafile=known.certificate)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # that very certificate, whoever has signed it
+    context.check_hostname = False  # its names are those by which others come
     return http.client.HTTPSConnection(host, port, timeout=_PROBE_S, context=context)
 
 

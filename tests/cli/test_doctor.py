@@ -244,6 +244,12 @@ def test_webhooks_over_tls_are_probed(empty):
     found = _findings(empty)
     assert [(severity, "https://" in message) for severity, message, _ in found["ports"]] == [("OK", True)]
     assert _only(found, "permissions")[0] == "OK", "what init makes is as it should be"
+    (empty.home / "tls" / "key.pem").unlink()
+    put(empty.home / "away", leaf())[0].replace(empty.home / "tls" / "cert.pem")
+    found = _findings(empty, code=1)
+    assert ("WARNING", True) in [
+        (severity, "not the one in its file" in message) for severity, message, _ in found["ports"]
+    ]
 
 
 def _first_start(ctl: Ctl) -> Path:
