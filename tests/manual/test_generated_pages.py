@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from taskforge.v1 import event_service_pb2, run_service_pb2
 
+from taskforged.control.access import GRANTS, Role
+from taskforged.rpc.guard import NEEDS
 from tools import grpc_reference, language_reference
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -36,3 +38,15 @@ def test_every_method_tells_its_role():
     assert len(roles) > 60
     assert set(roles) <= {"admin", "operator", "trigger", "viewer", "worker", "any"}
     assert roles.count("any") <= 3
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_the_table_of_roles_is_that_of_the_daemon(role):
+    """The page for people; `grpc.md` has the role of each method."""
+    lines = (DOCS / "security.md").read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith(f"| `{role.value}` |")]
+    assert len(rows) == 1
+    _, _, includes, services = rows[0]
+    assert includes == (", ".join(one.value for one in Role if one in GRANTS[role] - {role}) or "nothing")
+    asking = {name.split(".")[2].partition("Service/")[0] for name, need in NEEDS.items() if need is role}
+    assert services == (", ".join(sorted(asking)) or "none yet")
