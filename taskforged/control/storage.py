@@ -12,6 +12,7 @@ import structlog
 
 from taskforged.clock import Clock
 from taskforged.control.backups import Backups
+from taskforged.control.clock_trust import ClockTrust
 from taskforged.control.pressure import Pressure
 from taskforged.control.retention import Keep, Pruner, PruneReport
 from taskforged.errors import TaskforgeError
@@ -112,6 +113,8 @@ class Storage:
         self.state = StorageState()
         self._log_cut = _Checkpoints()
         self._next_prune = time.monotonic() + _PRUNE_FIRST_S
+        self._trust = ClockTrust(clock.wall)
+        self._waits_for_clock = False
         self._shrink_pages = _SHRINK_PAGES
         self._counting: asyncio.Task[Mapping[str, int]] | None = None
         self._count_again = 0.0
@@ -121,6 +124,7 @@ class Storage:
     async def start(self) -> None:
         """Begin. Idempotent."""
         await self.pruner.start()
+        self._trust.start(await self._store.value("last_sign_of_life") or 0)
         await self.backups.start()
         await self._measure()
         await self._watch.start()
@@ -216,6 +220,12 @@ class Storage:
         now = time.monotonic()
         if self.pressure.is_over:
             self._next_prune = min(self._next_prune, now + _PRUNE_PRESSED_S)
+        if not self._trust.is_earned():
+            if not self._waits_for_clock:
+                self._waits_for_clock = True
+                _log.warning("retention.waits", why="the clock has jumped, or the daemon was away for more than a day")
+            return False
+        self._waits_for_clock = False
         if now < self._next_prune:
             return False
         self._next_prune = now + (_PRUNE_PRESSED_S if self.pressure.is_over else PRUNE_EVERY_S)

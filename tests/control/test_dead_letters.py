@@ -83,7 +83,7 @@ def insert_run(connection, no, *, namespace_no=1, workflow_no=1, state="PENDING"
 def add_tenants(connection):
     connection.execute("INSERT INTO namespaces (no, name, created_at) VALUES (2, 'other', 1)")
     for no, namespace_no, name in ((1, 1, "build"), (2, 1, "deploy"), (3, 2, "build")):
-        connection.execute(QUERIES["insert_workflow"], (no, f"wf_{no}", namespace_no, name, 1, 1, "", ""))
+        connection.execute(QUERIES["insert_workflow"], (no, f"wf_{no}", namespace_no, name, 1, 1, "", "", ""))
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ async def test_filters_pages_and_order(world):
 async def test_those_of_a_deleted_workflow_are_found_by_its_name_and_an_unknown_name_is_told(world):
     await world.add(1)
     await world.store.journal.execute(lambda c: c.execute(QUERIES["delete_workflow"], (9, 1)))
-    row = (4, "wf_4", 1, "build", 1, 1, "", "")
+    row = (4, "wf_4", 1, "build", 1, 1, "", "", "")
     await world.store.journal.execute(lambda c: c.execute(QUERIES["insert_workflow"], row))
     await world.add(2, workflow_no=4)
     assert await world.ids(LetterFilter(1, "build")) == [2, 1]

@@ -19,6 +19,7 @@ from taskforged.errors import (
     UnavailableError,
 )
 from taskforged.host.limits import Limits, NamespaceLimits, QueueLimits
+from taskforged.keyring import KeySource
 from taskforged.store.events import EventRow, insert_event
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
@@ -53,10 +54,11 @@ class World:
             waiting=lambda no, name: no + len(name),
             running=lambda no, name: no,
         )
-        self.secrets = Secrets(store, self.clock, bytes(32))
+        self.secrets = Secrets(store, self.clock, KeySource(bytes(32), None, "a test"))
 
     async def start(self):
         await self.access.start()
+        await self.secrets.start()
         await self.namespaces.start()
         await self.queues.start()
         return self
@@ -225,7 +227,7 @@ async def test_default_and_what_is_not_there_cannot_be_deleted(world):
 
 
 async def put_workflow(world, no):
-    row = (world.store.next_no("workflows"), "wf_1", no, "w", 1, 1, "", "")
+    row = (world.store.next_no("workflows"), "wf_1", no, "w", 1, 1, "", "", "")
     await world.store.journal.execute(lambda c: c.execute(QUERIES["insert_workflow"], row))
 
 

@@ -170,8 +170,10 @@ async def test_what_was_removed_is_said_so(daemon, own):
     ids = [(await own.publish("old.one")).id for _ in range(10)]
     await asyncio.to_thread(daemon.terminate)
     with contextlib.closing(sqlite3.connect(daemon.home / "taskforge.db")) as database, database:
+        database.execute("INSERT INTO purge_until VALUES ('events', 1 << 62)")  # as retention does it
         database.execute("DELETE FROM events WHERE id IN (?, ?, ?, ?)", ids[:4])
         database.execute("DELETE FROM events WHERE id = ?", ids[6:7])  # from the middle: simply not there
+        database.execute("DELETE FROM purge_until")
     await daemon.disconnect()
     daemon.process = None
     await asyncio.to_thread(daemon.start)

@@ -116,5 +116,14 @@ DELETE FROM step_logs WHERE no = ?
 SELECT coalesce(s.tbl_name, d.name), sum(d.pgsize) FROM dbstat d LEFT JOIN sqlite_schema s ON s.name = d.name
 WHERE d.aggregate = TRUE GROUP BY 1 ORDER BY 2 DESC
 
+-- last_sign_of_life --
+-- When the daemons before this one were seen last.
+SELECT max(t) FROM (
+  SELECT max(max(started_at, coalesce(stopped_at, 0))) AS t FROM boots WHERE epoch < (SELECT max(epoch) FROM boots)
+  UNION ALL
+  SELECT created_at FROM (SELECT created_at FROM runs ORDER BY no DESC LIMIT 1) UNION ALL
+  SELECT created_at FROM (SELECT created_at FROM events ORDER BY no DESC LIMIT 1)
+)
+
 -- first_boot --
 SELECT min(started_at) FROM boots
