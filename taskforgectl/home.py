@@ -21,6 +21,7 @@ class RunFile:
 
     Attributes:
         certificate: file of its certificate; empty: TCP is plain.
+        folder: which folder its home is; empty: it did not say.
     """
 
     pid: int
@@ -29,6 +30,7 @@ class RunFile:
     http: str
     boot_epoch: int
     certificate: str = ""
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,11 @@ class Home:
         return self.path / "taskforged.lock"
 
     def run_file(self) -> RunFile | None:
-        """Answer the run file, or None when there is none: no daemon is ready."""
+        """Answer the run file, or None when there is none: no daemon is ready. One that was copied is not ours."""
         path = self.path / "taskforged.json"
         try:
-            return _parse(json.loads(path.read_bytes()))
+            known = _parse(json.loads(path.read_bytes()))
+            return known if known.folder in {"", _identity(self.path)} else None
         except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError:
@@ -84,7 +87,9 @@ class Home:
         try:
             return self.token_file.read_text().strip()
         except (FileNotFoundError, NotADirectoryError):
-            hint = "give one with --token or TASKFORGE_TOKEN, or make a home with `taskforgectl init`"
+            hint = (
+                "`taskforgectl init` makes one, a running daemon takes it with `taskforgectl restart`; or give --token"
+            )
             raise CliError(f"there is no token at {self.token_file}", hint=hint, code=EXIT_DENIED) from None
         except PermissionError:
             raise _forbidden(self.token_file) from None
@@ -156,6 +161,12 @@ def local_home(settings: Settings, verb: str) -> Home:
     return Home(settings.home)
 
 
+def _identity(folder: Path) -> str:
+    """Tell a folder from a copy of it, as the daemon does."""
+    found = folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
 def _parse(content: Any) -> RunFile:
     return RunFile(
         pid=int(content["pid"]),
@@ -164,6 +175,7 @@ def _parse(content: Any) -> RunFile:
         http=str(content["http"]),
         boot_epoch=int(content.get("boot_epoch", 0)),
         certificate=str(content.get("certificate", "")),
+        folder=str(content.get("folder", "")),
     )
 
 

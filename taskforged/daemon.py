@@ -129,19 +129,27 @@ class Daemon:
     async def _run_on(self, store: Store, on_ready: Callable[[Info], None]) -> None:
         self.info.schema_version = store.schema
         self.info.boot_epoch = await store.journal.execute(self._record_boot)
-        async with contextlib.AsyncExitStack() as stack:
-            parts = await self._start(store, stack)
-            self._announce(on_ready)
-            housekeeping = asyncio.create_task(self._housekeeping(parts), name="housekeeping")
-            housekeeping.add_done_callback(lambda _: self._stop.set())
-            self._watch(parts, stack)
-            self._keep_log_small(stack)
-            await self._stop.wait()
-            await self._drain(parts, housekeeping)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                parts = await self._start(store, stack)
+                self._announce(on_ready)
+                housekeeping = asyncio.create_task(self._housekeeping(parts), name="housekeeping")
+                housekeeping.add_done_callback(lambda _: self._stop.set())
+                self._watch(parts, stack)
+                self._keep_log_small(stack)
+                await self._stop.wait()
+                await self._drain(parts, housekeeping)
+        except TaskforgeError:  # a start that was refused is no daemon that died
+            with contextlib.suppress(TaskforgeError):
+                await self._record_stop(store)
+            raise
         if not self._exit_code:
-            row = (self._clock.now(), self.info.boot_epoch)
-            await store.journal.execute(lambda c: c.execute(QUERIES["stop_boot"], row))
+            await self._record_stop(store)
         _log.info("daemon.stopped", exit_code=self._exit_code)
+
+    async def _record_stop(self, store: Store) -> None:
+        row = (self._clock.now(), self.info.boot_epoch)
+        await store.journal.execute(lambda c: c.execute(QUERIES["stop_boot"], row))
 
     def _record_boot(self, connection: Connection) -> int:
         row = (self._clock.now(), os.getpid(), __version__)
@@ -221,6 +229,7 @@ class Daemon:
         self.info.started_at = self._clock.now()
         content = {
             "pid": self.info.pid,
+            "folder": _identity(self._config.home),
             "version": self.info.version,
             "grpc": self.info.grpc,
             "certificate": str(certificate) if (certificate := self._config.file("tls", "cert")) else "",
@@ -319,6 +328,12 @@ def _write_private(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(fd)
     temporary.replace(path)
+
+
+def _identity(folder: Path) -> str:
+    """Tell a folder from a copy of it, under whatever name it is seen."""
+    found = folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _read_token(path: Path) -> str:

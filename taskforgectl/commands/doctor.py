@@ -14,8 +14,8 @@ from taskforgectl.checkup import checkup
 from taskforgectl.commands import status
 from taskforgectl.connection import Connection
 from taskforgectl.doctor.checks import LOCAL, REMOTE
-from taskforgectl.doctor.model import ERROR, OK, WARNING, Check, Finding, Ground, error
-from taskforgectl.errors import EXIT_FAILED, EXIT_UNREACHABLE, CliError, NotRunningError, RemoteError
+from taskforgectl.doctor.model import ERROR, OK, WARNING, Check, Finding, Ground, error, warning
+from taskforgectl.errors import EXIT_DENIED, EXIT_FAILED, EXIT_UNREACHABLE, CliError, NotRunningError, RemoteError
 from taskforgectl.home import Home
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.findings import show_findings
@@ -41,10 +41,17 @@ def command(context: click.Context, *, full: bool) -> None:
     settings: Settings = context.obj
     database_s = _FULL_S if full else _QUICK_S
     ground = Ground(settings, Home(settings.home))
-    ground.info = _info(settings)
+    try:
+        ground.info = _info(settings)
+    except RemoteError:
+        raise
+    except CliError as problem:  # no token, for example: what needs none is examined
+        if settings.address or problem.code != EXIT_DENIED:
+            raise
+        ground.locked_out = problem
     theirs = _daemons_view(ground, database_s)
     ours = _ask(REMOTE if settings.address else LOCAL, ground)
-    report = _report(ours + theirs)
+    report = _report([{**one, "remedy": settings.spell(one["remedy"])} for one in ours + theirs])
     if settings.output == "name":
         for item in report["findings"]:
             if item["severity"] != OK:
@@ -76,7 +83,7 @@ def _daemons_view(ground: Ground, database_s: int) -> list[Item]:
         answer = checkup(ground.home.path, "--database-s", str(database_s), *elsewhere, limit_s=database_s + 30.0)
     except CliError as problem:
         return [_item("checkup", error(problem.message, problem.hint))]
-    if answer.get("held"):  # a daemon has started meanwhile
+    if answer.get("held") and ground.locked_out is None:  # a daemon has started meanwhile
         ground.info = _info(ground.settings)
         if ground.info is not None:
             return _diagnose(ground.settings, database_s)
@@ -103,7 +110,8 @@ def _found(check: Check, ground: Ground) -> Iterable[Finding]:
     try:
         return list(check(ground))
     except (OSError, CliError) as problem:
-        return [Finding(WARNING, f"this could not be checked: {problem}", "work as the user that owns the home")]
+        remedy = problem.hint if isinstance(problem, CliError) else ""
+        return [warning(f"this could not be checked: {problem}", remedy or "work as the user that owns the home")]
 
 
 def _item(check: str, finding: Finding) -> Item:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from taskforgectl.errors import CliError
 from taskforgectl.home import Home
 from taskforgectl.options import Settings
 
@@ -47,12 +48,14 @@ class Ground:
         settings: the global options.
         home: the data folder.
         info: what a running daemon says about itself; None: none answers.
+        locked_out: why a daemon that may run cannot be asked; None: it can.
         config: settings in force by `section.key`, where they could be read.
     """
 
     settings: Settings
     home: Home
     info: Mapping[str, Any] | None = None
+    locked_out: CliError | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -30,6 +30,9 @@ def check_daemon(ground: Ground) -> Iterator[Finding]:
         return
     if not home.path.is_dir():
         return
+    if home.daemon_lives() and ground.locked_out is not None:
+        yield error(f"pid {home.daemon_pid()} cannot be asked: {ground.locked_out.message}", ground.locked_out.hint)
+        return
     if home.daemon_lives():
         yield error(
             f"a daemon (pid {home.daemon_pid()}) holds {home.path} and does not answer",

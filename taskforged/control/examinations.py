@@ -319,13 +319,13 @@ async def _tokens(subject: Subject) -> Sequence[Finding]:
     now = subject.now
     rows = await subject.inspection.rows("live_tokens")
     soon = [name for _, name, _, expires, _ in rows if expires and now <= expires < now + 14 * _DAY_US]
-    over = [name for _, name, _, expires, _ in rows if expires and expires < now]
+    over = [f"{name} ({token_id})" for token_id, name, _, expires, _ in rows if expires and expires < now]
     idle = [name for _, name, created, _, used in rows if used is None and created < now - 30 * _DAY_US]
     found: list[Finding] = []
     if soon:
         found += warning(f"tokens expire within 14 days: {few(soon)}", "make new ones: `taskforgectl token create`")
     if over:
-        found += warning(f"tokens have expired: {few(over)}", "`taskforgectl token revoke ID` takes them off the list")
+        found += warning(f"tokens have expired: {few(over)}", "`taskforgectl token revoke ID` ends this warning")
     if idle:
         remedy = "revoke what nobody needs: `taskforgectl token list`"
         found += warning(f"tokens were not used in the 30 days and more since they were made: {few(idle)}", remedy)

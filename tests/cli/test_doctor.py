@@ -159,6 +159,23 @@ def test_a_killed_daemon_and_a_port_that_is_taken(own):
     assert any(severity == "ERROR" and address in message for severity, message, _ in found["ports"])
 
 
+def test_a_start_that_was_refused_is_no_daemon_that_died(empty):
+    _first_start(empty)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert "in use" in empty.error("up", code=1, TASKFORGE_HTTP_LISTEN=address)
+    assert _only(_findings(empty), "boots")[0] == "OK"
+
+
+def test_a_lost_token_is_a_finding(own):
+    (own.home / "token").rename(own.home.with_name("kept"))
+    found = _findings(Ctl(own.home), code=1)
+    severity, message, remedy = _only(found, "daemon")
+    assert (severity, "there is no token" in message) == ("ERROR", True)
+    assert "taskforgectl init" in remedy
+    assert _only(found, "home")[0] == "OK", "the rest is examined"
+
+
 def test_a_daemon_that_does_not_answer(own):
     own.process.send_signal(signal.SIGSTOP)
     try:
