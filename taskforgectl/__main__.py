@@ -90,7 +90,7 @@ def _run() -> int:
             code = root().main(prog_name="taskforgectl", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except CliError as error:
-        return _fail(_meant(settings, error))
+        return _fail(_meant(settings, error), settings)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return EXIT_USAGE
@@ -132,14 +132,15 @@ def _meant(settings: Settings, error: CliError) -> CliError:
     return error
 
 
-def _fail(error: CliError) -> int:
+def _fail(error: CliError, settings: Settings | None = None) -> int:
     """Tell what is wrong. Messages may hold a server's text, hence the cleaning."""
     click.echo(f"error: {safe_lines(error.message)}", err=True)
     for violation in error.violations if isinstance(error, RemoteError) else ():
         if not error.message.endswith(violation.message):  # often the only one, and the message has it
             click.echo(f"  {safe_line(violation.describe())}", err=True)
     if error.hint:
-        click.echo(f"hint: {safe_lines(error.hint)}", err=True)
+        hint = settings.spell(error.hint) if settings else error.hint
+        click.echo(f"hint: {safe_lines(hint)}", err=True)
     return error.code
 
 

@@ -77,6 +77,12 @@ _HINTS: Mapping[str, str] = {
 }
 
 
+_ROOM = frozenset({"free_bytes", "budget_bytes"})
+"""What is said with a refusal for want of room."""
+
+_FULL = "`taskforgectl prune --dry-run` tells what could go, `taskforgectl doctor` what there is"
+
+
 def exit_code(status: str) -> int:
     """Answer the exit code of a status name; what the table does not know has failed."""
     return EXIT_OF_STATUS.get(status, EXIT_FAILED)
@@ -131,7 +137,8 @@ class RemoteError(CliError):
         violations: Sequence[Violation] = (),
         metadata: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(message, hint=_HINTS.get(status, ""), code=exit_code(status))
+        is_full = status == "RESOURCE_EXHAUSTED" and not _ROOM.isdisjoint(metadata)
+        super().__init__(message, hint=_FULL if is_full else _HINTS.get(status, ""), code=exit_code(status))
         self.status = status
         self.violations = tuple(violations)
         self.metadata = metadata

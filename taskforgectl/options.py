@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from taskforgectl.contexts import Context
 
 __all__ = ["LOCAL", "VARIABLES", "Settings", "Verb", "global_options"]
+
+_COMMAND = re.compile(r"`taskforgectl (?!context |completion |version|--)")
+"""The beginning of a command that works on a home."""
 
 LOCAL = "local"
 """The context that is none: the daemon on the home."""
@@ -77,6 +82,15 @@ class Settings:
         """The data folder, absolute."""
         kept = self.context.home if self.context else ""
         return Path(kept or self._text("home") or _HOME).expanduser().absolute()
+
+    def command_line(self, arguments: str) -> str:
+        """Answer a command for people that can be typed as it is: on the home of this call."""
+        named = self._option("home")
+        return f"taskforgectl --home {shlex.quote(named)} {arguments}" if named else f"taskforgectl {arguments}"
+
+    def spell(self, text: str) -> str:
+        """Answer a text whose commands in backticks can be typed as they are."""
+        return _COMMAND.sub(lambda _: "`" + self.command_line(""), text) if self._option("home") else text
 
     @property
     def address(self) -> str:

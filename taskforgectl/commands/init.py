@@ -198,7 +198,7 @@ def command(settings: Settings, *, with_tls: bool, with_systemd: bool, hosts: tu
         if service:
             tell_setup(service)
         else:
-            echo("\nNext: taskforgectl up")
+            echo(f"\nNext: {settings.command_line('up')}")
     elif settings.output == "name":
         echo(str(home.path))
     else:

@@ -8,6 +8,7 @@ from taskforge.v1.storage_service_pb2_grpc import StorageServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.home import local_home
 from taskforgectl.kinds import WORKFLOW
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo, show_item
@@ -24,7 +25,12 @@ _PATIENCE_S = 6 * 3600.0
 @click.command("prune", cls=Verb)
 @click.option("--dry-run", is_flag=True, help="Count what would be deleted, and delete nothing.")
 @click.option("--runs-older-than", metavar="SPAN", help="Instead of [retention] runs, for example 30d.")
-@click.option("--keep", type=click.IntRange(1), metavar="N", help="Newest ended runs that stay of each workflow.")
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Also ended runs of any age, but for the newest N of each workflow.",
+)
 @click.option("--workflow", type=WORKFLOW, metavar="WORKFLOW", help="This one alone, whatever it says of retention.")
 @click.option("--compact", is_flag=True, help="Write the database anew, without free pages; the daemon must be down.")
 @click.pass_obj
@@ -39,6 +45,7 @@ def command(
     if compact:
         if dry_run or runs_older_than or keep or workflow:
             raise CliError("--compact stands alone: prune first, with the daemon up", code=EXIT_USAGE)
+        local_home(settings, "prune --compact")
         show_item(settings, rescue(settings, "compact"), key="database", people=_show_compact)
         return
     request = pb.PruneStorageRequest(

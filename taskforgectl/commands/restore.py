@@ -7,6 +7,7 @@ import sys
 import click
 
 from taskforgectl.errors import EXIT_USAGE, CliError
+from taskforgectl.home import local_home
 from taskforgectl.kinds import FILE
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import Item, echo, show_item
@@ -25,19 +26,19 @@ def command(settings: Settings, file: str, yes: bool) -> None:
     FILE is a path, or `latest`. The daemon must be down. The backup is verified first, and the database that it
     replaces stays beside it under another name. Runs that were open when the backup was made go on from there.
     """
-    database = settings.home / "taskforge.db"
+    database = local_home(settings, "restore").path / "taskforge.db"
     if database.exists() and not yes:
         if not sys.stdin.isatty():
             hint = "say --yes; the database that is there stays beside it under another name"
             raise CliError(f"{database} would be replaced", hint=hint, code=EXIT_USAGE)
         click.confirm(f"replace {database} by {file}?", abort=True, err=True)
-    show_item(settings, rescue(settings, "restore", file), key="database", people=_show)
+    show_item(settings, rescue(settings, "restore", file), key="database", people=lambda one: _show(settings, one))
 
 
-def _show(found: Item) -> None:
+def _show(settings: Settings, found: Item) -> None:
     echo(f"restored    {found['file']} to {found['database']}")
     if found["replaced"]:
         echo(f"kept        {found['replaced']}, what was there before; delete it when all is well")
     echo(f"holds       {found['runs']:,} runs, {found['workflows']:,} workflows, {found['secrets']:,} secrets")
     echo(f"secrets     {key_sentence(found['key'])}")
-    echo("\nNext: taskforgectl up")
+    echo(f"\nNext: {settings.command_line('up')}")

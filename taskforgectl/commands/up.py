@@ -13,6 +13,7 @@ from taskforgectl.commands import status
 from taskforgectl.errors import EXIT_UNREACHABLE, CliError, RemoteError
 from taskforgectl.home import Home, RunFile, local_home
 from taskforgectl.options import Settings, Verb
+from taskforgectl.render.daemonlog import parsed
 from taskforgectl.render.output import note
 from taskforgectl.service.manager import Manager, in_charge
 
@@ -129,4 +130,10 @@ def _tail(home: Home, begin: int) -> str:
     with home.log.open("rb") as file:
         file.seek(begin)
         lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
+    return "\n".join(f"  {_plain(line)}" for line in lines[-_TAIL_LINES:])
+
+
+def _plain(line: str) -> str:
+    """Answer why the daemon does not start, in place of the whole entry of the log."""
+    entry = parsed(line)
+    return str(entry["error"]) if entry.get("event") == "daemon.cannot_start" and "error" in entry else line

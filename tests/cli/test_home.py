@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -107,6 +108,49 @@ def test_up_shows_why_the_daemon_does_not_start(empty):
     told = empty.error("up", code=1)
     assert "did you mean [grpc] listen?" in told
     assert "hint:" in told
+
+
+def test_up_says_why_in_words_and_not_in_the_logs_json(empty):
+    empty("init")
+    empty.home.chmod(0o755)
+    told = empty.error("up", code=1)
+    assert f"close it with `chmod 700 {empty.home}`" in told
+    assert "{" not in told
+
+
+def test_a_restart_with_faults_in_the_settings_leaves_the_daemon_running(empty):
+    pid = empty.json("up")["pid"]
+    config = empty.home / "config.toml"
+    config.write_text("[egress]\nprivat = false\n")
+    config.chmod(0o600)
+    told = empty.error("restart", code=1)
+    assert "did you mean [egress] private?" in told
+    assert f"mend {config}" in told
+    assert empty.json("status")["pid"] == pid
+    config.write_text("[egress]\nprivate = false\n")
+    assert empty.json("restart")["pid"] != pid
+
+
+def test_a_copy_of_a_home_is_not_the_home(empty, tmp_path):
+    empty("up")
+    copy = tmp_path / "copy"
+    shutil.copytree(empty.home, copy, ignore=shutil.ignore_patterns("*.sock"))
+    copy.chmod(0o700)
+    other = type(empty)(copy)
+    assert other.json("status", code=5)["state"] == "stopped"
+    assert f"is not running on {copy}" in other.error("run", "list", code=5)
+    alias = tmp_path / "alias"
+    alias.symlink_to(empty.home)
+    assert type(empty)(alias).json("status")["state"] == "ready", "the same folder under another name"
+
+
+def test_hints_name_the_home_that_was_given(empty, tmp_path):
+    home = str(tmp_path / "second home")
+    assert f"Next: taskforgectl --home '{home}' up" in empty("--home", home, "init")
+    assert f"start it with `taskforgectl --home '{home}' up`" in empty.error("--home", home, "run", "list", code=5)
+    remedies = [one["remedy"] for one in empty.json("--home", home, "doctor")["findings"]]
+    assert f"start it: `taskforgectl --home '{home}' up`" in remedies
+    assert "Next: taskforgectl up" in empty("init"), "a variable goes without saying"
 
 
 def test_no_daemon_is_5_with_a_hint(empty):

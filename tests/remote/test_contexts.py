@@ -332,9 +332,9 @@ def test_a_token_from_stdin(client, there):
     assert ContextBook().get("prod").token == "tfk_from_stdin"
 
 
-@pytest.mark.parametrize("verb", ["up", "down", "init"])
+@pytest.mark.parametrize("verb", ["up", "down", "init", "restore", "prune --compact"])
 def test_what_works_on_a_home_refuses_a_remote_context(two, verb):
-    told = two(verb, code=2).err
+    told = two(*verb.split(), *(["latest", "--yes"] if verb == "restore" else []), code=2).err
     assert "the context one is of the daemon at 127.0.0.1:1" in told
     assert f"taskforgectl --context local {verb}" in told
     assert not (two.folder / ".taskforge").exists()
