@@ -26,7 +26,7 @@ import orjson
 from taskforged.config import Config, load_config
 from taskforged.errors import FailedPreconditionError, NotFoundError, TaskforgeError
 from taskforged.keyring import find_keys, key_id
-from taskforged.store.backup import BackupError, inspect_copy, list_backups, room_for, sync_folder
+from taskforged.store.backup import BackupError, Inspection, inspect_copy, list_backups, room_for, sync_folder
 from taskforged.store.database import HomeLock, migrations
 from taskforged.store.rescue import compact, fold_log, key_of
 
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _verify(config: Config, file: str) -> dict[str, Any]:
     path = _chosen(config, file)
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
     found = inspect_copy(path)
     return {"file": str(path), "size_bytes": path.stat().st_size, **asdict(found), "key": _key(config, path)}
 
@@ -102,7 +104,7 @@ def _restore(config: Config, file: str) -> dict[str, Any]:
     fresh = config.database.with_name(f"{config.database.name}.restoring")
     try:
         _copy(source, fresh)
-        found = inspect_copy(fresh)
+        found = _inspect(fresh, source)
         newest = migrations()[-1].number
         if found.schema > newest:
             raise FailedPreconditionError(
@@ -121,6 +123,13 @@ def _restore(config: Config, file: str) -> dict[str, Any]:
         **asdict(found),
         "key": key,
     }
+
+
+def _inspect(fresh: Path, source: Path) -> Inspection:
+    try:
+        return inspect_copy(fresh)
+    except BackupError as error:
+        raise BackupError(str(error).replace(str(fresh), str(source))) from None  # people know the file that they named
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ room refuses both, so it is a reason here, while reads and running work go on.
 
 from __future__ import annotations
 
-from taskforged.control.pressure import Pressure
+from taskforged.control.pressure import STORE_FULL, Pressure
 from taskforged.control.system import Info
 from taskforged.errors import ResourceExhaustedError
 from taskforged.host.pulse import Pulse
@@ -43,6 +43,6 @@ class Health:
             found.append(f"the daemon is {self._info.state}")
         try:
             self._pressure.check()
-        except ResourceExhaustedError:
-            found.append("the disk is nearly full")
+        except ResourceExhaustedError as full:
+            found.append("the database is full" if full.reason == STORE_FULL else "the disk is nearly full")
         return found

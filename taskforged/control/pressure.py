@@ -78,8 +78,8 @@ class Pressure:
             self._check_disk()
         if self.is_over:
             raise ResourceExhaustedError(
-                f"the database holds {self._used // _MIB:,} MiB, and new work waits until it is below"
-                f" {int(self._most * _EASED) // _MIB:,}: shorten [retention], run `taskforgectl prune`,"
+                f"the database holds {self._used / _MIB:,.1f} MiB, and new work waits until it is below"
+                f" {self._most * _EASED / _MIB:,.1f}: shorten [retention], run `taskforgectl prune`,"
                 " or raise [store] max_mib",
                 reason=STORE_FULL,
                 retry_after_s=_RETRY_S,

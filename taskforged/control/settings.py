@@ -32,8 +32,8 @@ def settings_in_force(config: Config) -> list[SettingView]:
         SettingView(
             one.section,
             one.key,
-            _shown(config(one.section, one.key)),
-            _shown(one.parse(one.default)),
+            _shown(config(one.section, one.key), one.default),
+            _shown(one.parse(one.default), one.default),
             config.origins.get((one.section, one.key), Origin.DEFAULT),
             one.variable,
             one.help,
@@ -42,8 +42,8 @@ def settings_in_force(config: Config) -> list[SettingView]:
     ]
 
 
-def _shown(value: Any) -> str:
-    return to_text(_masked(value))
+def _shown(value: Any, default: Any) -> str:
+    return to_text(_masked(default if value is None else value))  # None is how `auto` is kept
 
 
 def _masked(value: Any) -> Any:

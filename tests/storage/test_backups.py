@@ -135,7 +135,7 @@ async def test_a_damaged_backup_changes_nothing(own: Board) -> None:
     path.write_bytes(whole)
     with pytest.raises(BackupError):
         inspect_copy(path)
-    assert "damaged" in ctl(own.daemon, "restore", str(path), "--yes", code=1)
+    assert f"{path} is damaged" in ctl(own.daemon, "restore", str(path), "--yes", code=1)
     assert (own.daemon.home / "taskforge.db").read_bytes() == before
     assert not list(own.daemon.home.glob("*.restoring"))
     other = own.daemon.home / "other.db"
