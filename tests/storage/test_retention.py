@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from harness import Daemon
 from switchboard import Board
 from taskforge.v1 import run_service_pb2, run_service_pb2_grpc
+from telemetry.scraping import fetch
 
 from taskforged.clock import Clock
 from taskforged.control.retention import Keep, Pruner, RunRule
@@ -181,6 +182,7 @@ async def test_the_file_shrinks_and_new_work_waits_for_its_budget() -> None:
                     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, error
                     refused = error.details() or ""
         assert "max_mib" in refused
+        assert "the database is full" in (await fetch(board, "/readyz"))[2]
         answer = await board.post("in")
         assert (answer.status, answer.headers["Retry-After"]) == (507, "30")
         ended = (await listed(board, "wide"))[0]
