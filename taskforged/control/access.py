@@ -343,7 +343,7 @@ class Access:
     def _managed(self, caller: Principal, token_id: str) -> TokenRecord:
         record = self._tokens.get(token_id)
         if record is None or not self._manages(caller, record):
-            raise NotFoundError(f"there is no token {token_id!r}", metadata={"token": token_id})
+            raise NotFoundError(f"there is no token with the id {token_id!r}", metadata={"token": token_id})
         about("token", token_id, namespace_no=record.namespace_no)
         return record
 

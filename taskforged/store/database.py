@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
 from taskforged.errors import CorruptStoreError, FailedPreconditionError
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "schema_version",
     "split_statements",
 ]
+
+_log = structlog.get_logger(__name__)
 
 APPLICATION_ID = 0x7466_6F72
 """`tfor`, in SQLite's header, so that a file of another program is recognised."""
@@ -239,6 +243,7 @@ def schema_version(connection: sqlite3.Connection) -> int:
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Apply the missing migrations, each in a transaction together with the record that it was applied."""
+    before = schema_version(connection)
     for migration in migrations():
         if migration.number > schema_version(connection):
             connection.execute("BEGIN IMMEDIATE")
@@ -252,6 +257,8 @@ def migrate(connection: sqlite3.Connection) -> None:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            if before:
+                _log.info("store.migrated", schema=migration.number, step=migration.name)
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
