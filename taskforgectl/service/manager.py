@@ -112,7 +112,9 @@ def comes_back(home: Home) -> bool:
     if home.daemon_lives():
         return True
     manager = in_charge(home)
-    return manager is not None and manager.state() in {"activating", "deactivating", "reloading"}
+    if manager is None:
+        return False
+    return manager.state() in {"activating", "deactivating", "reloading"} or home.daemon_lives()  # it came meanwhile
 
 
 def lingers() -> bool:

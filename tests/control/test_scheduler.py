@@ -21,6 +21,7 @@ from taskforged.control.publishing import Publication
 from taskforged.control.system import Info
 from taskforged.engine.events import CancelRun
 from taskforged.errors import ResourceExhaustedError
+from taskforged.keyring import KeySource
 from taskforged.schedule import jitter_us
 from taskforged.store import database
 from taskforged.store.sql import QUERIES
@@ -66,11 +67,12 @@ class World:
         self.store = Store(config.database, synchronous="OFF")
         await self.store.start()
         info = Info(version="0", pid=0, home=str(self.home), sqlite_version="")
-        self.base = wiring._build_base(config, self.clock, self.store, info, bytes(32))
+        self.base = wiring._build_base(config, self.clock, self.store, info, KeySource(bytes(32), None, "a test"))
         self.host = wiring._build_host(self.base)
         self.parts = wiring._build_reactions(self.base, self.host)
         self.controls = wiring._build_controls(self.base, self.host, self.parts)
         await self.base.access.start()
+        await self.base.secrets.start()
         await self.host.namespaces.start()
         await self.host.queues.start()
         await self.base.workflows.start()
