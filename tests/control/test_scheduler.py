@@ -1328,7 +1328,7 @@ async def test_a_delivery_that_is_being_proved_starts_nothing_after_a_pause_was_
     hook = "name: w\non: {c: {webhook: {path: p, verify: {scheme: token, secret: S}}}}\n"
     await world.apply(hook + "steps: [{id: a, transform: 1}]\n")
     await world.base.secrets.set(1, "S", "word")
-    inbox = wiring._build_http(world.base, world.host, world.parts, world.controls)._inbox
+    inbox = wiring._build_http(world.base, world.host, world.parts, world.controls, None)._inbox
     reached, answer = asyncio.Event(), asyncio.Event()
 
     async def secret(_, __):
