@@ -19,7 +19,7 @@ from taskforged.testing.factory import activity, case, sleep, switch, transform,
 from taskforged.testing.generator import random_model
 from taskforged.testing.simulator import Chaos, Report, SimulationError, Simulator
 
-RUNS = int(os.environ.get("TASKFORGE_SIMULATED_RUNS", "4000"))
+RUNS = int(os.environ.get("TASKFORGE_SIMULATED_RUNS", "2400"))
 FIRST = int(os.environ.get("TASKFORGE_SIMULATION_SEED", "0"))
 
 

@@ -81,7 +81,8 @@ def test_tls_below_1_2_is_refused(secured, door):
     assert greet(address, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
     with pytest.raises(ssl.SSLError) as caught:
         greet(address, ssl.TLSVersion.TLSv1_1)
-    assert "ALERT" in caught.value.reason or "EOF" in caught.value.reason, "the refusal comes from the daemon"
+    told = f"{caught.value.reason} {caught.value}".upper()  # Python 3.11.2 knows no reason for an end
+    assert "ALERT" in told or "EOF" in told, "the refusal comes from the daemon"
 
 
 # Renewal

@@ -60,7 +60,7 @@ def settled(schedule, made):
 
 
 @given(cases(), policies, spans, pauses, st.sampled_from([0, 5 * US, 5 * US, HOUR_US]))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_the_plan_is_the_rules(case, policy, span, pause, on_time_us):
     schedule, cursor = case
     now = cursor + span
@@ -85,7 +85,7 @@ def test_the_plan_is_the_rules(case, policy, span, pause, on_time_us):
     st.lists(st.tuples(st.integers(-HOUR_US, 6 * HOUR_US), st.booleans()), min_size=1, max_size=8),
     pauses,
 )
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_every_due_time_is_settled_once(case, policy, steps, pause):
     """Whatever the clock does between plans, and though some plans are lost before they are stored."""
     schedule, start = case
@@ -106,7 +106,7 @@ def test_every_due_time_is_settled_once(case, policy, steps, pause):
 
 
 @given(cases(), st.integers(0, 3 * DAY_US))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_a_second_plan_at_the_same_time_has_nothing_to_do(case, span):
     schedule, cursor = case
     now = cursor + span

@@ -14,7 +14,7 @@ spans = (
 
 
 @given(cases(), spans)
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_counting_and_walking_backwards_agree_with_walking_forwards(case, span):
     schedule, after = case
     until = after + span

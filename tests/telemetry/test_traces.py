@@ -222,7 +222,7 @@ async def test_without_the_extra_an_endpoint_is_an_error_that_says_what_to_insta
     env = {"TASKFORGE_OTEL_ENDPOINT": "http://127.0.0.1:4318", "PYTHONPATH": str(tmp_path)}
     daemon = Daemon(env=env)
     try:
-        with pytest.raises(AssertionError, match=r"pip install 'taskforge\[otel\]'"):
+        with pytest.raises(AssertionError, match=r"pip install '\.\[otel\]'"):
             await asyncio.to_thread(daemon.start)
     finally:
         await daemon.aclose()
