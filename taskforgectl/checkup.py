@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from taskforgectl.sibling import ask_program
+from taskforgectl.program import ask_program
 
 __all__ = ["checkup"]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "CANONICAL",
     "AlreadyExistsError",
     "ConflictError",
     "CorruptStoreError",
@@ -148,3 +149,21 @@ class InternalError(TaskforgeError):
     """A bug of the daemon; the log has the details under the same request."""
 
     reason = "INTERNAL"
+
+
+CANONICAL: dict[type[TaskforgeError], str] = {
+    InvalidArgumentError: "INVALID_ARGUMENT",
+    NotFoundError: "NOT_FOUND",
+    AlreadyExistsError: "ALREADY_EXISTS",
+    FailedPreconditionError: "FAILED_PRECONDITION",
+    ConflictError: "ABORTED",
+    OutOfRangeError: "OUT_OF_RANGE",
+    UnauthenticatedError: "UNAUTHENTICATED",
+    PermissionDeniedError: "PERMISSION_DENIED",
+    ResourceExhaustedError: "RESOURCE_EXHAUSTED",
+    UnavailableError: "UNAVAILABLE",
+    DeadlineError: "DEADLINE_EXCEEDED",
+    CorruptStoreError: "DATA_LOSS",
+    InternalError: "INTERNAL",
+}
+"""The canonical code of each error class: what clients are answered, and what the audit records."""

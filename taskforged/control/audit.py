@@ -20,48 +20,22 @@ from taskforged.clock import Clock
 from taskforged.control.access import Principal
 from taskforged.control.buckets import Bucket
 from taskforged.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    CorruptStoreError,
-    DeadlineError,
-    FailedPreconditionError,
-    InternalError,
+    CANONICAL,
     InvalidArgumentError,
-    NotFoundError,
-    OutOfRangeError,
     PermissionDeniedError,
-    ResourceExhaustedError,
     TaskforgeError,
     UnauthenticatedError,
-    UnavailableError,
 )
 from taskforged.store.audit import CURRENT, AuditRow, Entry
 from taskforged.store.journal import Write
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Connection, Store
 
-__all__ = ["OUTCOMES", "Audit", "AuditFilter", "AuditRecord"]
+__all__ = ["Audit", "AuditFilter", "AuditRecord"]
 
 _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-OUTCOMES: dict[type[TaskforgeError], str] = {
-    InvalidArgumentError: "INVALID_ARGUMENT",
-    NotFoundError: "NOT_FOUND",
-    AlreadyExistsError: "ALREADY_EXISTS",
-    FailedPreconditionError: "FAILED_PRECONDITION",
-    ConflictError: "ABORTED",
-    OutOfRangeError: "OUT_OF_RANGE",
-    UnauthenticatedError: "UNAUTHENTICATED",
-    PermissionDeniedError: "PERMISSION_DENIED",
-    ResourceExhaustedError: "RESOURCE_EXHAUSTED",
-    UnavailableError: "UNAVAILABLE",
-    DeadlineError: "DEADLINE_EXCEEDED",
-    CorruptStoreError: "DATA_LOSS",
-    InternalError: "INTERNAL",
-}
-"""The canonical code of each error class, as the control plane answers it."""
 
 AUTHENTICATE = "Authenticate"
 """The method of rows that count failed authentications."""
@@ -264,7 +238,7 @@ def _failure(remote: str, minute: int) -> AuditRow:
         namespace_no=None,
         resource_type="",
         resource="",
-        outcome=OUTCOMES[UnauthenticatedError],
+        outcome=CANONICAL[UnauthenticatedError],
         message="failed authentications in one minute",
         request_id="",
     )
@@ -279,7 +253,7 @@ def _row(entry: Entry, error: BaseException | None) -> AuditRow:
     entry.close()
     if error is None:
         return entry.row()
-    outcome = next((OUTCOMES[cls] for cls in type(error).__mro__ if cls in OUTCOMES), "INTERNAL")
+    outcome = next((CANONICAL[cls] for cls in type(error).__mro__ if cls in CANONICAL), "INTERNAL")
     if isinstance(error, InvalidArgumentError) and any(one.path in {"name", "value"} for one in error.violations):
         entry.resource = entry.resource_type = ""  # whatever it was, it was no name
     return entry.row(outcome, _brief(error))

@@ -7,41 +7,11 @@ from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from taskforged.errors import (
-    AlreadyExistsError,
-    ConflictError,
-    CorruptStoreError,
-    DeadlineError,
-    FailedPreconditionError,
-    InternalError,
-    InvalidArgumentError,
-    NotFoundError,
-    OutOfRangeError,
-    PermissionDeniedError,
-    ResourceExhaustedError,
-    TaskforgeError,
-    UnauthenticatedError,
-    UnavailableError,
-    Violation,
-)
+from taskforged.errors import CANONICAL, InvalidArgumentError, ResourceExhaustedError, TaskforgeError, Violation
 
 __all__ = ["CODES", "to_status"]
 
-CODES: dict[type[TaskforgeError], grpc.StatusCode] = {
-    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
-    FailedPreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
-    OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
-    ConflictError: grpc.StatusCode.ABORTED,
-    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
-    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
-    ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    CorruptStoreError: grpc.StatusCode.DATA_LOSS,
-    InternalError: grpc.StatusCode.INTERNAL,
-}
+CODES: dict[type[TaskforgeError], grpc.StatusCode] = {cls: grpc.StatusCode[name] for cls, name in CANONICAL.items()}
 
 _VIOLATIONS_MAX = 100
 """Violations in one answer: gRPC metadata is limited to some 8 KiB by default, so texts are cut, too."""

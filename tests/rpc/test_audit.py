@@ -15,7 +15,8 @@ from taskforge.v1 import token_pb2
 
 from taskforged.clock import Clock
 from taskforged.control.access import Principal, Role
-from taskforged.control.audit import OUTCOMES, Audit, AuditFilter
+from taskforged.control.audit import Audit, AuditFilter
+from taskforged.errors import CANONICAL, TaskforgeError
 from taskforged.rpc.errors import CODES
 from taskforged.rpc.guard import MUTATIONS, NEEDS, READS
 from taskforged.store.audit import CURRENT
@@ -43,7 +44,8 @@ def test_every_method_is_a_read_or_a_mutation_as_its_name_says():
 
 
 def test_outcomes_are_the_canonical_codes():
-    assert {cls: code.name for cls, code in CODES.items()} == OUTCOMES
+    assert {cls: code.name for cls, code in CODES.items()} == CANONICAL
+    assert set(TaskforgeError.__subclasses__()) <= set(CANONICAL), "an error without a code"
 
 
 async def test_each_mutation_leaves_one_row_when_it_is_denied_and_when_it_fails(own):

@@ -18,10 +18,10 @@ from taskforgectl.errors import EXIT_FAILED, EXIT_USAGE, CliError, Violation
 from taskforgectl.files import read_text
 from taskforgectl.kinds import FILE
 from taskforgectl.options import Settings, Verb
+from taskforgectl.program import ask_program
 from taskforgectl.render.output import Item, show_item
 from taskforgectl.render.safe import safe_line
 from taskforgectl.render.trials import show_trial
-from taskforgectl.sibling import ask_program
 from taskforgectl.times import parse_time
 
 __all__ = ["verbs"]
