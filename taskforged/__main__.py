@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints what we rep
 import structlog
 import uvloop
 
-from taskforged import __version__
+from taskforged import __version__, failpoints
 from taskforged.config import SETTINGS, Config, load_config
 from taskforged.daemon import run_daemon
 from taskforged.errors import CorruptStoreError, InvalidArgumentError, TaskforgeError
@@ -54,8 +54,10 @@ def main() -> None:
     arguments = _parser().parse_args()
     try:
         config = load_config(arguments.home, arguments.config)
+        configure_logging(config("log", "level"), config("log", "format"))
+        failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     except InvalidArgumentError as error:
-        print(f"taskforged: {error}", file=sys.stderr)  # noqa: T201  logging is not set up yet
+        print(f"taskforged: {error}", file=sys.stderr)  # noqa: T201  logging may not be set up yet
         sys.exit(_EXIT_USAGE)
     sys.exit(_run(config, forget_secrets=arguments.forget_secrets))
 
@@ -72,7 +74,6 @@ def _limit_memory(mib: int) -> None:
 
 
 def _run(config: Config, *, forget_secrets: bool) -> int:
-    configure_logging(config("log", "level"), config("log", "format"))
     _limit_memory(config("limits", "memory_mib"))
     log = structlog.get_logger("taskforged")
     try:

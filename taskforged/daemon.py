@@ -27,6 +27,7 @@ from taskforged.control.access import new_credential
 from taskforged.control.examinations import is_sqlite_mended, tzdata_version
 from taskforged.control.system import Info
 from taskforged.errors import FailedPreconditionError, TaskforgeError
+from taskforged.failpoints import reach
 from taskforged.keyring import find_keys
 from taskforged.logs import LogFile
 from taskforged.store.backup import back_up_before_upgrade
@@ -85,6 +86,7 @@ class Daemon:
             CorruptStoreError: the database or the key cannot be used.
         """
         _prepare_home(self._config)
+        reach("start.token_written")
         lock = HomeLock(self._config.lock)
         lock.acquire()
         try:
@@ -129,6 +131,7 @@ class Daemon:
     async def _run_on(self, store: Store, on_ready: Callable[[Info], None]) -> None:
         self.info.schema_version = store.schema
         self.info.boot_epoch = await store.journal.execute(self._record_boot)
+        reach("start.boot_recorded")
         try:
             async with contextlib.AsyncExitStack() as stack:
                 parts = await self._start(store, stack)
@@ -143,8 +146,10 @@ class Daemon:
             with contextlib.suppress(TaskforgeError):
                 await self._record_stop(store)
             raise
+        reach("stop.drained")
         if not self._exit_code:
             await self._record_stop(store)
+            reach("stop.recorded")
         _log.info("daemon.stopped", exit_code=self._exit_code)
 
     async def _record_stop(self, store: Store) -> None:
@@ -174,6 +179,7 @@ class Daemon:
         stack.push_async_callback(parts.book.stop)
         stack.push_async_callback(parts.runner.drain, 0.0)
         lost = await parts.runner.start(self.info.boot_epoch)
+        reach("start.recovered")
         await parts.timers.start()
         stack.push_async_callback(parts.timers.stop)
         if parts.traces is not None:
@@ -193,6 +199,7 @@ class Daemon:
         stack.push_async_callback(parts.rpc.stop, 0.0)
         self.info.grpc = await parts.rpc.start(listen=self._config("grpc", "listen"), socket=self._config.socket)
         await parts.rpc.serve()
+        reach("start.serving")
         _log.info(
             "daemon.started",
             grpc=self.info.grpc,
@@ -269,10 +276,12 @@ class Daemon:
         self._manager.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int((grace_s + _STOP_S) * 1e6)}")
         self._config.run_file.unlink(missing_ok=True)
         housekeeping.cancel()
+        reach("stop.draining")
         await parts.rpc.drain()
         parts.feed.close()
         parts.runner.dismiss_waiters()
         await asyncio.gather(parts.http.stop(_RPC_GRACE_S), parts.rpc.stop(_RPC_GRACE_S))
+        reach("stop.doors_closed")
         await parts.timers.stop()
         await parts.cron.stop()
         await parts.consumer.stop()

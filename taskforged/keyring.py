@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskforged.errors import CorruptStoreError, FailedPreconditionError
+from taskforged.failpoints import reach
 
 __all__ = ["CREDENTIAL", "VARIABLE", "KeySource", "find_keys", "key_id"]
 
@@ -72,6 +73,7 @@ class KeySource:
             beside = _beside(self.file)
             if key != self.key:
                 beside.replace(self.file)
+                reach("key.replaced")
             else:
                 beside.unlink(missing_ok=True)
             _sync(self.file.parent)

@@ -26,6 +26,7 @@ from taskforged.errors import (
     TaskforgeError,
     UnauthenticatedError,
 )
+from taskforged.failpoints import reach
 from taskforged.store.audit import CURRENT, AuditRow, Entry
 from taskforged.store.journal import Write
 from taskforged.store.sql import QUERIES
@@ -174,6 +175,7 @@ class Audit:
 
     async def _insert(self, rows: Sequence[AuditRow]) -> None:
         await self._store.journal.submit(Write[None](audit=rows))
+        reach("audit.written")
 
     # --- bounding ----------------------------------------------------------------------------------------------------
 

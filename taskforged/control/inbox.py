@@ -40,6 +40,7 @@ from taskforged.errors import (
     TaskforgeError,
     UnavailableError,
 )
+from taskforged.failpoints import reach
 from taskforged.host.runner import PreparedRun, Runner
 from taskforged.jsonvalue import load_stored, parse_json, to_text
 from taskforged.language.definition import Rate, WebhookTrigger
@@ -284,7 +285,9 @@ class WebhookInbox:
         ]
         reaction = self._reactor.react(event, asked)
         stored = reaction.event
+        reach("inbox.judged")
         await self._reactor.write([reaction], lambda connection: insert_event(connection, stored, proven.key))
+        reach("inbox.stored")
         self._meters.webhooks.add((stored.outcome.lower(),))
         self._meters.acks.observe(time.monotonic() - proven.delivery.arrived_s)
         receipt = Receipt(202, {"event_id": event.id, "outcome": stored.outcome, "run_ids": reaction.run_ids})

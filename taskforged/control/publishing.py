@@ -21,6 +21,7 @@ from taskforged.control.trigger_book import TriggerBook
 from taskforged.correlation import NO_TRACE, Trace, headers_of
 from taskforged.engine.model import Json
 from taskforged.errors import AlreadyExistsError, ConflictError, TaskforgeError
+from taskforged.failpoints import reach
 from taskforged.jsonvalue import canonical, parse_json, to_text
 from taskforged.language.kinds import event_type_fault
 from taskforged.store.audit import about
@@ -205,7 +206,9 @@ class EventBus:
 
     async def _write(self, reaction: Reaction) -> None:
         try:
+            reach("event.judged")
             await self._reactor.write([reaction], lambda connection: _decide(connection, reaction.event))
+            reach("event.decided")
         except ConflictError:
             _log.info("event.decided_before", event=reaction.event.id)
 

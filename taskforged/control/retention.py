@@ -18,6 +18,7 @@ from taskforged.ages import parse_age
 from taskforged.clock import Clock
 from taskforged.config import Config
 from taskforged.engine.events import rfc3339
+from taskforged.failpoints import reach
 from taskforged.host.feed import Feed
 from taskforged.jsonvalue import load_stored
 from taskforged.store import purge
@@ -197,6 +198,7 @@ class Pruner:
             return function(connection, *arguments, budget) if is_sized else function(connection, *arguments)
 
         done = await self._store.journal.execute(write)
+        reach("prune.slice_gone")
         report.rows += done.rows
         report.busy_s += done.seconds
         if done.rows and is_sized:

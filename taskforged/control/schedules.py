@@ -25,6 +25,7 @@ from taskforged.control.starting import CRON_GROUP
 from taskforged.control.trigger_book import TriggerBook, schedule_text, slot_row
 from taskforged.engine.model import Json
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
+from taskforged.failpoints import reach
 from taskforged.language.definition import CronTrigger
 from taskforged.meters import LONG_S, Histogram
 from taskforged.schedule import Plan, Range, Schedule, Slot, local_text, plan, utc_text
@@ -245,7 +246,9 @@ class Scheduler:
 
     async def _write_safely(self, settlement: _Settlement) -> None:
         try:
+            reach("schedule.planned")
             await self._reactor.write(settlement.reactions, lambda connection: _store(connection, settlement))
+            reach("schedule.settled")
         except ConflictError as error:  # changed, paused or removed just now
             _log.info("schedule.changed_meanwhile", trigger_no=settlement.due.no, why=error.message)
             self._hold(settlement.due)

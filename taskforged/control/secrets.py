@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from taskforged.clock import Clock
 from taskforged.errors import CorruptStoreError, InvalidArgumentError, NotFoundError, Violation
+from taskforged.failpoints import reach
 from taskforged.jsonvalue import load_stored, to_text
 from taskforged.keyring import KeySource, key_id
 from taskforged.steps.base import SecretValue
@@ -145,9 +146,11 @@ class Secrets:
             rows = connection.execute(QUERIES["all_secrets"]).fetchall() if wanted is not None else []
             connection.executemany(QUERIES["reseal_secret"], [_resealed(row, cipher, fresh, ident) for row in rows])
             _record_key(connection, ident, self._clock.now())
+            reach("key.resealed")
             return len(rows)
 
         count = await self._store.journal.execute(change)
+        reach("key.committed")
         await self._use(key, record=False)
         return count
 
@@ -165,6 +168,7 @@ class Secrets:
             previous = self._key_id
             present, fresh = await asyncio.to_thread(self._keys.prepare)
             self._keys = replace(self._keys, other=fresh)
+            reach("key.prepared")
             count = await self._change_key(present, fresh)
             return Rotated(self._key_id, previous, count)
 
@@ -183,6 +187,7 @@ class Secrets:
         now = self._clock.now()
         async with self._writing:  # not while the master key changes
             record = await self._store.journal.execute(lambda c: self._save(c, namespace_no, name, value, normal, now))
+        reach("secret.stored")
         self._forget(namespace_no, name)
         return record
 

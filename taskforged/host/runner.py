@@ -56,6 +56,7 @@ from taskforged.errors import (
     TaskforgeError,
     UnavailableError,
 )
+from taskforged.failpoints import reach
 from taskforged.host.admission import Admission, Ticket
 from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
 from taskforged.host.feed import Feed
@@ -668,6 +669,7 @@ class Runner:
             self._not_committed(entry, step, error)
 
     def _committed(self, entry: _Entry, step: _Step, change: RunChange) -> None:
+        reach("run.committed")
         entry.run = step.run
         entry.head_hash = change.head_hash
         entry.committing = False
@@ -774,6 +776,7 @@ class Runner:
     def _announce_end(self, entry: _Entry) -> None:
         self.admission.free(entry.no)
         if entry.parent_no is not None:
+            reach("child.ended")
             self._post(entry.parent_no, _Letter(_end_of(entry.run.parent["command"], entry.run), None))
         for waiter in self._waiters.pop(entry.no, ()):
             if not waiter.done():
@@ -806,7 +809,9 @@ class Runner:
         """Create the run of a sub-workflow, however long that takes; its id is known, so it is created once."""
         while True:
             try:
+                reach("child.due")
                 await self.start_child(parent, run, command)
+                reach("child.created")
             except (NotFoundError, InvalidArgumentError, FailedPreconditionError) as error:
                 fault = {"code": _CHILD_FAULTS.get(type(error), "child_failed"), "message": str(error)}
                 self._post(parent.no, _Letter(ChildEnded(command.seq, "", error=fault), None))
@@ -876,6 +881,7 @@ class Runner:
 
     def _claim(self, key: CommandKey) -> None:
         no, seq = key
+        reach("run.claimed")
         self._post(no, _Letter(AttemptStarted(seq, self.epoch), None))
 
     def _launch(self, entry: _Entry, seq: int) -> None:
@@ -940,7 +946,9 @@ class Runner:
             secret=self._secret_lookup(entry.home.namespace_no),
             log=self._logs.logger(entry.no, key, attempt),
         )
+        reach("attempt.begun")
         outcome = await self._executors[spec.executor].execute(task)
+        reach("attempt.done")
         if self._logs.has_lines(entry.no, key, attempt):
             await self._logs.flush(entry.no)  # who sees the result finds the whole log
         return outcome

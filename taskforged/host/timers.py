@@ -15,6 +15,7 @@ import structlog
 from taskforged.clock import Clock
 from taskforged.engine.events import TimerFired
 from taskforged.errors import FailedPreconditionError, NotFoundError, TaskforgeError
+from taskforged.failpoints import reach
 from taskforged.host.loop import Loop
 from taskforged.host.runner import Runner
 from taskforged.store.sql import QUERIES
@@ -86,7 +87,9 @@ class Timers(Loop):
 
     async def _fire(self, no: int, seq: int) -> bool:
         try:
+            reach("timer.due")
             await self._runner.deliver(no, TimerFired(seq))
+            reach("timer.fired")
         except (FailedPreconditionError, NotFoundError):
             _log.error("timers.orphan", run_no=no, sequence=seq)  # cannot be, by construction; must not stay
             await self._store.journal.execute(lambda c: c.execute(QUERIES["delete_timer"], (no, seq)))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from taskforged.errors import CorruptStoreError, FailedPreconditionError
+from taskforged.failpoints import reach
 from taskforged.store.database import APPLICATION_ID
 from taskforged.store.threads import Guests
 
@@ -232,13 +233,16 @@ def seal(copy: Path, name: Path, is_aborted: Callable[[], bool] = lambda: False)
     Raises:
         BackupError: the copy is not what it should be, or `is_aborted` said so in between.
     """
+    reach("backup.copied")
     fd = os.open(copy, os.O_RDWR | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
     found = inspect_copy(copy, is_aborted)
+    reach("backup.proved")
     copy.rename(name)
+    reach("backup.named")
     sync_folder(name.parent)
     return found
 

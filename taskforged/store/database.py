@@ -20,6 +20,7 @@ from typing import NamedTuple
 import structlog
 
 from taskforged.errors import CorruptStoreError, FailedPreconditionError
+from taskforged.failpoints import reach
 
 __all__ = [
     "APPLICATION_ID",
@@ -190,6 +191,7 @@ def _prepare(
     _check_identity(connection, path)
     if 0 < schema_version(connection) < migrations()[-1].number:
         before_upgrade(connection)
+        reach("upgrade.backed_up")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
@@ -247,12 +249,15 @@ def migrate(connection: sqlite3.Connection) -> None:
     for migration in migrations():
         if migration.number > schema_version(connection):
             connection.execute("BEGIN IMMEDIATE")
+            reach("migration.begun")
             try:
                 for statement in split_statements(migration.script):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {migration.number}")
+                reach("migration.executed")
                 connection.execute("COMMIT")
+                reach("migration.committed")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -26,6 +26,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from taskforged.errors import ConflictError, ResourceExhaustedError, TaskforgeError, UnavailableError
+from taskforged.failpoints import reach
 from taskforged.meters import SHORT_S, SIZES, Histogram
 from taskforged.store.audit import AuditRow, taken
 from taskforged.store.changes import RunChange, StaleWriteError, write_changes
@@ -177,6 +178,7 @@ class Journal:
         self._count(size, time.monotonic() - began)
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             _settle(future, outcome)
+        reach("journal.told")
 
     def _count(self, size: int, took_s: float) -> None:
         stats = self.stats
@@ -245,7 +247,9 @@ def _commit_together(connection: sqlite3.Connection, writes: Sequence[Write[Any]
     results = [None if write.function is None else write.function(connection) for write in writes]
     write_changes(connection, [change for write in writes for change in write.changes])
     _write_audit(connection, [row for write in writes for row in write.audit])
+    reach("journal.written")
     connection.execute("COMMIT")
+    reach("journal.committed")
     return results
 
 

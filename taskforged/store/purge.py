@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from taskforged.failpoints import reach
 from taskforged.store.sql import QUERIES
 
 __all__ = [
@@ -60,6 +61,7 @@ def purge_runs(connection: sqlite3.Connection, numbers: Sequence[int], budget: i
         if row is None:
             continue
         connection.execute(QUERIES["purge_run"], (no,))
+        reach("prune.run_gone")
         namespace_no, workflow_no, created_at = row
         connection.execute(QUERIES["add_pruned"], ("runs", namespace_no, workflow_no, 1, created_at))
         done.things += 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from taskforged.errors import UnavailableError
+from taskforged.failpoints import reach
 from taskforged.store.backup import BackupError, copy_database
 from taskforged.store.database import connect_reader, connect_writer, schema_version
 from taskforged.store.journal import Journal
@@ -198,7 +199,9 @@ _CHECKPOINT_PATIENCE_MS = 100
 def _truncate_log(connection: sqlite3.Connection) -> bool:
     connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
     try:
+        reach("checkpoint.due")
         is_busy: int = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        reach("checkpoint.done")
         return not is_busy
     finally:
         connection.execute("PRAGMA busy_timeout = 5000")
