@@ -81,7 +81,7 @@ docs: $(STAMP) ## write the pages that are made from code
 
 .PHONY: bench
 bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARGS="--quick" for a short look)
-	@$(BIN)/python benchmarks/bench.py $(ARGS)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP) ## the crash tests for longer (CYCLES=200)

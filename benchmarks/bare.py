@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import quantiles
 
 import aiohttp
 import grpc.aio
+from harness import github_payload
 from taskforge.v1 import run_service_pb2, run_service_pb2_grpc
 
+from benchmarks.load import IN_FLIGHT, Load, load
+
 HERE = Path(__file__).resolve().parent
-IN_FLIGHT = 64
+
+REFERENCE = {"grpc": 4600.0, "http": 14_000.0, "sqlite 1": 5000.0}
+"""Operations a second on the machine for which section 7 of the design sets its budgets."""
 
 
 @contextlib.contextmanager
@@ -34,32 +37,18 @@ def server(kind: str) -> Iterator[int]:
         process.communicate()
 
 
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of the values are."""
-    return quantiles(values, n=1000, method="inclusive")[min(998, round(share * 1000) - 1)]
-
-
-async def in_flight(
-    count: int, call: Callable[[int], Awaitable[object]], width: int = IN_FLIGHT
-) -> tuple[float, list[float]]:
-    """Make `count` calls, `width` at a time; answers the seconds in all and of each."""
-    numbers = iter(range(count))
-    took: list[float] = []
-
-    async def client() -> None:
-        for number in numbers:
-            began = time.perf_counter()
-            await call(number)
-            took.append(time.perf_counter() - began)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(width)))
-    return time.perf_counter() - began, took
+async def rate(kind: str, folder: Path, seconds: float) -> float:
+    """Operations a second: `grpc`, `http`, `echo`, or `sqlite N` with N transitions to a commit."""
+    if kind.startswith("sqlite "):
+        return sqlite_transitions_per_s(folder, int(kind.split()[1]), seconds)
+    return (await (grpc_calls(seconds) if kind == "grpc" else http_requests(kind, seconds))).rate
 
 
 def sqlite_transitions_per_s(folder: Path, batch: int, seconds: float) -> float:
     """Step transitions a second: one history row and one update each, `batch` to a commit, full fsync."""
-    with contextlib.closing(sqlite3.connect(folder / f"bare-{batch}.db", isolation_level=None)) as connection:
+    file = folder / f"bare-{batch}.db"
+    file.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(
@@ -80,20 +69,24 @@ def sqlite_transitions_per_s(folder: Path, batch: int, seconds: float) -> float:
         return count / elapsed
 
 
-async def grpc_calls(count: int, width: int = IN_FLIGHT) -> tuple[float, list[float]]:
-    """Calls a second of a bare grpc.aio server, and how long each took."""
+async def grpc_calls(seconds: float, width: int = IN_FLIGHT) -> Load:
+    """Unary calls to a bare grpc.aio server."""
     with server("grpc") as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = run_service_pb2_grpc.RunServiceStub(channel)
             request = run_service_pb2.StartRunRequest(workflow="light", input_json='{"n":1}')
             metadata = (("authorization", "Bearer " + "x" * 60),)
-            await in_flight(200, lambda _: stub.StartRun(request, metadata=metadata), width)
-            elapsed, took = await in_flight(count, lambda _: stub.StartRun(request, metadata=metadata), width)
-    return count / elapsed, took
+
+            async def call(_: int) -> None:
+                await stub.StartRun(request, metadata=metadata)
+
+            await load(call, count=200, width=width)
+            return await load(call, seconds=seconds, width=width)
 
 
-async def http_requests(kind: str, count: int, body: bytes) -> tuple[float, list[float]]:
-    """Requests a second of an aiohttp client to a bare server, and how long each took."""
+async def http_requests(kind: str, seconds: float) -> Load:
+    """Requests of an aiohttp client to a bare server: a webhook's 8 KB to `http`, little to `echo`."""
+    body = github_payload() if kind == "http" else b'{"step": 1}'
     with server(kind) as port:
         connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
         async with aiohttp.ClientSession(connector=connector) as session:
@@ -102,9 +95,8 @@ async def http_requests(kind: str, count: int, body: bytes) -> tuple[float, list
                 async with session.post(f"http://127.0.0.1:{port}/hook", data=body) as response:
                     await response.read()
 
-            await in_flight(200, call)
-            elapsed, took = await in_flight(count, call)
-    return count / elapsed, took
+            await load(call, count=200)
+            return await load(call, seconds=seconds)
 
 
 def bare_python() -> tuple[float, int]:

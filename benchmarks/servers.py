@@ -1,6 +1,7 @@
 """The other side of each measurement, in a process of its own: `python servers.py KIND` prints its port and serves.
 
 `echo`   the cheapest HTTP server that Python can be: an asyncio protocol that answers 200 with a little JSON.
+`fibonacci`  an aiohttp server that computes a naive Fibonacci number, as Windmill's scenario has it.
 `http`   a bare aiohttp server that reads the body and answers 202: what a webhook costs without Taskforge.
 `grpc`   a bare grpc.aio server with StartRun answering a constant: what a call costs without Taskforge.
 """
@@ -10,8 +11,13 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import uvloop
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 _ANSWER = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 11\r\nConnection: keep-alive\r\n\r\n"
@@ -51,14 +57,33 @@ async def _http() -> int:
         await request.read()
         return web.json_response({"event_id": "evt_00000000000000000000000000", "run_ids": []}, status=202)
 
+    return await _site(accept)
+
+
+async def _site(handle: Callable[[web.Request], Awaitable[web.Response]]) -> int:
+    from aiohttp import web
+
     app = web.Application()
-    app.router.add_post("/{path:.*}", accept)
+    app.router.add_post("/{path:.*}", handle)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
     await site.start()
     _keep.append(runner)
     return int(site._server.sockets[0].getsockname()[1])  # type: ignore[union-attr]
+
+
+async def _fibonacci() -> int:
+    from aiohttp import web
+
+    async def compute(request: web.Request) -> web.Response:
+        return web.json_response({"value": _fibo((await request.json())["n"])})
+
+    return await _site(compute)
+
+
+def _fibo(n: int) -> int:
+    return n if n <= 1 else _fibo(n - 1) + _fibo(n - 2)
 
 
 async def _grpc() -> int:
@@ -82,7 +107,7 @@ _keep: list[object] = []
 
 
 async def _main() -> None:
-    port = await {"echo": _echo, "http": _http, "grpc": _grpc}[sys.argv[1]]()
+    port = await {"echo": _echo, "http": _http, "fibonacci": _fibonacci, "grpc": _grpc}[sys.argv[1]]()
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until the parent is gone
 
