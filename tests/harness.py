@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import grpc
 import grpc.aio
 from aiohttp import web
+from nursery import Child, Nursery
 from taskforge.v1 import (
     run_pb2,
     run_service_pb2,
@@ -110,6 +111,7 @@ class Daemon:
         env: further environment variables.
         wrapper: what to put before the command, for example `["strace", "-f", …]`.
         fds: descriptors of ours that the process gets under the same numbers.
+        nursery: where it is forked from, when starts have to be fast; `wrapper` and `fds` are for those without one.
     """
 
     READY_S = 30.0
@@ -122,6 +124,7 @@ class Daemon:
         env: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
         fds: Sequence[int] = (),
+        nursery: Nursery | None = None,
     ) -> None:
         self._scratch = None if home is not None else Path(tempfile.mkdtemp(prefix="tf-"))
         self.home = home if home is not None else self._scratch / "home"  # type: ignore[operator]
@@ -129,7 +132,8 @@ class Daemon:
         self.env = dict(env or {})
         self.wrapper = list(wrapper)
         self.fds = tuple(fds)
-        self.process: subprocess.Popen[bytes] | None = None
+        self.nursery = nursery
+        self.process: subprocess.Popen[bytes] | Child | None = None
         self.info: dict[str, Any] = {}
         self.kills: list[Kill] = []
         self.starts: list[float] = []
@@ -139,7 +143,7 @@ class Daemon:
 
     # -- the process
 
-    def spawn(self) -> subprocess.Popen[bytes]:
+    def spawn(self) -> subprocess.Popen[bytes] | Child:
         """Start the process without waiting for anything."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKFORGE_")}
         environment |= {
@@ -150,8 +154,11 @@ class Daemon:
             "PYTHONFAULTHANDLER": "1",
             **self.env,
         }
-        command = [*self.wrapper, sys.executable, "-m", "taskforged", "--home", str(self.home)]
+        arguments = ["--home", str(self.home)]
         self.starts.append(time.monotonic())
+        if self.nursery is not None:
+            return self.nursery.spawn(arguments, environment, self.log, self.home.parent)
+        command = [*self.wrapper, sys.executable, "-m", "taskforged", *arguments]
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -262,7 +269,7 @@ class Daemon:
             os.kill(self.pid if self.info else self._popen.pid, number)
 
     @property
-    def _popen(self) -> subprocess.Popen[bytes]:
+    def _popen(self) -> subprocess.Popen[bytes] | Child:
         if self.process is None:
             raise DaemonError("the daemon does not run")
         return self.process
