@@ -34,8 +34,8 @@ _REPEAT_S = 600
 """Who got no answer to a StartRun asks again, with the same request id: a pass must not make a second run of that."""
 
 WAL_BYTES_MAX = 32 << 20
-"""A log that is longer is moved into the file and cut; SQLite itself moves it every 16 MiB where no reader stands in
-the way, and goes on writing from its start."""
+"""A log whose file is longer is moved and cut; the journal moves it every 16 MiB where no reader stands in the way, and
+goes on writing from its start."""
 
 _IDLE_S = 3.0
 """After so long without a commit the log is cut to nothing."""

@@ -40,9 +40,6 @@ APPLICATION_ID = 0x7466_6F72
 """`tfor`, in SQLite's header, so that a file of another program is recognised."""
 
 _CACHE_KIB = 32 * 1024
-_WAL_PAGES = 4000
-"""Checkpoint after 16 MiB of log: rarer than SQLite's default of 1,000 pages, still quick to replay at start."""
-
 
 _LOCK_TRIES = 10
 _LOCK_PAUSE_S = 0.02
@@ -195,7 +192,7 @@ def _prepare(
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # see store.checkpoints
     connection.execute("PRAGMA journal_size_limit = 67108864")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.execute("PRAGMA temp_store = MEMORY")

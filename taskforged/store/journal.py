@@ -10,7 +10,8 @@ twice, which functions of nothing but the connection do.
 
 After an I/O error of the disk the journal stops for good: the kernel may have marked the pages clean, so a later fsync
 that succeeds would prove nothing ("Can Applications Recover from fsync Failures?", ATC 2020). A full disk is different:
-nothing was written, callers are told, and the next write tries again.
+nothing was written, callers are told, and the next write tries again. Both hold for commits and for checkpoints, which
+are made between two commits, when those who waited for the first have their answer.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from taskforged.failpoints import reach
 from taskforged.meters import SHORT_S, SIZES, Histogram
 from taskforged.store.audit import AuditRow, taken
 from taskforged.store.changes import RunChange, StaleWriteError, write_changes
+from taskforged.store.checkpoints import Checkpointer
 from taskforged.store.sql import QUERIES
 from taskforged.store.threads import ConnectionThread
 
@@ -77,9 +79,13 @@ class JournalStats:
 class Journal:
     """Owns the writing connection."""
 
-    def __init__(self, connection: ConnectionThread, *, on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, connection: ConnectionThread, checkpointer: Checkpointer, *, on_failure: Callable[[BaseException], None]
+    ) -> None:
         """Create a journal on a started connection; `on_failure` is called once, when it can write no more."""
         self._connection = connection
+        self.checkpointer = checkpointer
+        self._is_log_due = False
         self._on_failure = on_failure
         self._waiting: deque[tuple[Write[Any], asyncio.Future[Any]]] = deque()
         self._wake = asyncio.Event()
@@ -157,6 +163,8 @@ class Journal:
             self._wake.clear()
             while self._waiting:
                 await self._commit_waiting()
+                if self._is_log_due and not self._stopping and self._failure is None:
+                    await self._checkpoint()
             if self._stopping:
                 return
 
@@ -166,11 +174,14 @@ class Journal:
         writes = [write for write, _ in batch]
         began = self.stats.commit_began = time.monotonic()
         try:
-            outcomes = await self._connection.run(lambda connection: _commit(connection, writes))
+            outcomes, self._is_log_due = await self._connection.run(
+                lambda connection: (_commit(connection, writes), self.checkpointer.is_due(connection))
+            )
         except sqlite3.Error as error:
             outcomes = [_translate(error)] * size
             self.stats.failures += 1
             self._check_fatal(error)
+            self._is_log_due = True  # on a full disk the log may have room again when it begins anew
         except Exception as error:  # noqa: BLE001  task boundary: without it every later caller would wait for ever
             _log.error("store.not_written", exc_info=error)
             outcomes = [_translate(error)] * size
@@ -179,6 +190,15 @@ class Journal:
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             _settle(future, outcome)
         reach("journal.told")
+
+    async def _checkpoint(self) -> None:
+        self._is_log_due = False
+        try:
+            await self.outside(self.checkpointer.run)
+        except TaskforgeError as error:  # the disk is full, or has failed and the journal has stopped
+            _log.warning("store.no_checkpoint", error=error.message)
+        except Exception as error:  # noqa: BLE001  task boundary, as above
+            _log.error("store.no_checkpoint", exc_info=error)
 
     def _count(self, size: int, took_s: float) -> None:
         stats = self.stats

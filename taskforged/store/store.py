@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from taskforged.errors import UnavailableError
-from taskforged.failpoints import reach
 from taskforged.store.backup import BackupError, copy_database
+from taskforged.store.checkpoints import GIVE_WAY_S, Checkpointer
 from taskforged.store.database import connect_reader, connect_writer, schema_version
 from taskforged.store.journal import Journal
 from taskforged.store.sql import QUERIES
@@ -68,7 +68,9 @@ class Store:
         )
         self._readers = [ConnectionThread(lambda: connect_reader(path)) for _ in range(READERS)]
         self._turn = 0
-        self.journal = Journal(self._writer, on_failure=on_failure)
+        self._wal = path.with_name(path.name + "-wal")
+        self._checkpointer = Checkpointer(self._wal)
+        self.journal = Journal(self._writer, self._checkpointer, on_failure=on_failure)
         self.schema = 0
         self.last_no: dict[str, int] = {}
 
@@ -98,10 +100,31 @@ class Store:
         """Execute a function on a read-only connection.
 
         Raises:
-            UnavailableError: it took longer than `READ_S_MAX`.
+            UnavailableError: it took longer than `READ_S_MAX`, or than `GIVE_WAY_S` while the log is too long.
         """
         self._turn = (self._turn + 1) % READERS
-        return await self._readers[self._turn].run(lambda connection: _bounded(connection, function))
+        return await self._readers[self._turn].run(lambda connection: self._bounded(connection, function))
+
+    def _bounded(self, connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
+        began = time.monotonic()
+        connection.set_progress_handler(lambda: self.must_end(began, READ_S_MAX), _READ_STEPS)
+        try:
+            return function(connection)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
+                raise
+            if time.monotonic() < began + READ_S_MAX:
+                why = "the reading was ended, since the log of the database has become too long while it lasted"
+                raise UnavailableError(f"{why}; ask again, or for less", reason="READ_GAVE_WAY") from error
+            raise UnavailableError(
+                f"the database did not answer within {READ_S_MAX:g} s; ask for less", reason="READ_TOO_LONG"
+            ) from error
+        finally:
+            connection.set_progress_handler(None, 0)
+
+    def must_end(self, began: float, within_s: float) -> bool:
+        """Answer whether a reading has lasted too long, so that the log can be moved and cut; for any thread."""
+        return time.monotonic() > began + (GIVE_WAY_S if self._checkpointer.is_pressed else within_s)
 
     async def rows(self, query: str, *parameters: Any) -> list[Row]:
         """Answer all rows of a named query."""
@@ -142,10 +165,10 @@ class Store:
 
         Empty when it would take longer, or when this SQLite cannot count.
         """
-        deadline = time.monotonic() + within_s
+        began = time.monotonic()
         connection = connect_reader(self.path)
         try:
-            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            connection.set_progress_handler(lambda: self.must_end(began, within_s), 10_000)
             return dict(connection.execute(QUERIES["table_sizes"]).fetchall())
         except sqlite3.Error:
             return {}
@@ -154,7 +177,7 @@ class Store:
 
     async def checkpoint(self) -> bool:
         """Move the log into the file and cut it to nothing; False when a reader was in the way."""
-        return await self.journal.outside(_truncate_log)
+        return (await self.journal.outside(self._checkpointer.truncate)).is_whole
 
     async def shrink(self, pages: int) -> float:
         """Give up to `pages` free pages back to the disk; answers for how many seconds nobody else could write."""
@@ -169,20 +192,7 @@ class Store:
 
     def sizes(self) -> tuple[int, int]:
         """Answer the size of the database file and of its write-ahead log, in bytes."""
-        return _size(self.path), _size(self.path.with_name(self.path.name + "-wal"))
-
-
-def _bounded(connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
-    deadline = time.monotonic() + READ_S_MAX
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, _READ_STEPS)
-    try:
-        return function(connection)
-    except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
-            raise
-        raise UnavailableError(f"the database did not answer within {READ_S_MAX:g} s; ask for less") from error
-    finally:
-        connection.set_progress_handler(None, 0)
+        return _size(self.path), _size(self._wal)
 
 
 def count_pages(connection: sqlite3.Connection) -> tuple[int, int, int, bool]:
@@ -193,18 +203,6 @@ def count_pages(connection: sqlite3.Connection) -> tuple[int, int, int, bool]:
 
 
 _INCREMENTAL = 2
-_CHECKPOINT_PATIENCE_MS = 100
-
-
-def _truncate_log(connection: sqlite3.Connection) -> bool:
-    connection.execute(f"PRAGMA busy_timeout = {_CHECKPOINT_PATIENCE_MS}")
-    try:
-        reach("checkpoint.due")
-        is_busy: int = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        reach("checkpoint.done")
-        return not is_busy
-    finally:
-        connection.execute("PRAGMA busy_timeout = 5000")
 
 
 def _inspect(connection: sqlite3.Connection) -> tuple[int, dict[str, int]]:

@@ -66,6 +66,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("commit_duration_seconds", "histogram", "Transactions of the journal, fsync included"),
     Family("commit_batch_writes", "histogram", "Writes in one transaction"),
     Family("journal_waiting_writes", "gauge", "Writes that wait for the next transaction"),
+    Family("checkpoints", "counter", "Times that the log was moved into the database file", ("outcome",)),
+    Family("checkpoint_duration_seconds", "histogram", "Moving the log; commits wait meanwhile"),
     Family("database_size_bytes", "gauge", "Database file"),
     Family("database_free_bytes", "gauge", "Pages of the database file that hold nothing"),
     Family("wal_size_bytes", "gauge", "Write-ahead log"),

@@ -155,7 +155,7 @@ class Metrics:
     def _journal(self) -> Page:
         store = self._from.store
         stats, storage = store.journal.stats, self._from.storage
-        backups = storage.backups.status
+        backups, moves = storage.backups.status, store.journal.checkpointer
         database, wal = store.sizes()
         disk = os.statvfs(store.path.parent)
         return {
@@ -164,6 +164,8 @@ class Metrics:
             "commit_duration_seconds": _one(stats.durations.copy()),
             "commit_batch_writes": _one(stats.sizes.copy()),
             "journal_waiting_writes": _one(store.journal.waiting),
+            "checkpoints": {("whole",): moves.whole, ("partial",): moves.partial, ("failed",): moves.failed},
+            "checkpoint_duration_seconds": _one(moves.durations.copy()),
             "pruned": {(kind,): count for kind, count in storage.pruner.totals.items()},
             "backups": {("made",): backups.made, ("failed",): backups.failed},
             "last_backup_timestamp_seconds": _one(backups.last_at / 1_000_000),

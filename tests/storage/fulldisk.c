@@ -1,6 +1,6 @@
 /* LD_PRELOAD shim: a disk that is full, read-only or broken while a file says so. Only files of the database are
  * concerned. Beside the path in FULLDISK: `<path>.full` makes writes fail with ENOSPC, `<path>.readonly` with EROFS,
- * `<path>.broken` makes syncs fail with EIO. */
+ * `<path>.broken` makes syncs fail with EIO, `<path>.unsynced` those of the database file alone, as a checkpoint makes. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -20,7 +20,7 @@ static int is_said(const char *what) {
     return found;
 }
 
-static int is_database(int fd) {
+static int is_database(int fd, int or_log) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     int kept = errno;
@@ -28,12 +28,13 @@ static int is_database(int fd) {
     errno = kept;
     if (length <= 0) return 0;
     path[length] = 0;
-    return strstr(path, "/taskforge.db") != NULL && strstr(path, "-shm") == NULL;
+    char *name = strstr(path, "/taskforge.db");
+    return name != NULL && strstr(path, "-shm") == NULL && (or_log || strstr(name, "-wal") == NULL);
 }
 
 static int refused(int fd) {
     int full = is_said("full"), readonly = is_said("readonly");
-    if ((!full && !readonly) || !is_database(fd)) return 0;
+    if ((!full && !readonly) || !is_database(fd, 1)) return 0;
     errno = full ? ENOSPC : EROFS;
     return 1;
 }
@@ -60,7 +61,7 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
     int name(int fd) {                                                                                                 \
         static int (*real)(int);                                                                                       \
         if (real == NULL) real = (int (*)(int))dlsym(RTLD_NEXT, #name);                                                \
-        if (is_said("broken") && is_database(fd)) {                                                                    \
+        if ((is_said("broken") && is_database(fd, 1)) || (is_said("unsynced") && is_database(fd, 0))) {                \
             errno = EIO;                                                                                               \
             return -1;                                                                                                 \
         }                                                                                                              \
