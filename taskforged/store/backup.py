@@ -45,10 +45,18 @@ __all__ = [
     "why",
 ]
 
-_PAGES = 64
-"""Pages in one step: 256 KiB, under a millisecond."""
+_PAGES = 16
+"""Pages in one step: 64 KiB, which is as long as a slow disk holds up commits before anybody can look at the clock."""
 
-_PAUSE_LEAST_S = 0.001
+_WORK_S = 0.001
+"""After so much work it is the turn of others, for as long as it took."""
+
+_SLOW_S = 0.25
+_SLOW_S_MAX = 3.0
+"""A step that takes longer is slow, and a copy whose slow steps took longer together is given up."""
+
+_TARGET_CACHE_PAGES = 32
+"""What SQLite holds back of a copy, and writes at the end in one go."""
 
 _STEPS = 100_000
 """Instructions of SQLite's machine between two looks whether a check is to end: some milliseconds."""
@@ -196,19 +204,36 @@ def copy_database(connection: sqlite3.Connection, path: Path, guests: Guests) ->
     """Copy page by page; between two steps others may use the connection.
 
     Raises:
-        BackupError: it was cut short.
+        BackupError: it was cut short, or the disk that it goes to is too slow.
         sqlite3.Error: it could not be read or written.
     """
-    began = time.monotonic()
+    _copy(connection, path, _PAGES, _Pace(connection, path.parent, guests))
 
-    def rest(_status: int, _remaining: int, _total: int) -> None:
-        nonlocal began
-        if guests.is_aborted:
+
+class _Pace:
+    """Lets others in between two steps, and gives up when a slow disk would hold them up for too long."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path, guests: Guests) -> None:
+        self._connection = connection
+        self._folder = folder
+        self._guests = guests
+        self._slow_s = 0.0
+        self._began = time.monotonic()
+
+    def __call__(self, _status: int, _remaining: int, _total: int) -> None:
+        if self._guests.is_aborted:
             raise BackupError("the daemon is stopping")
-        guests.serve(connection, max(_PAUSE_LEAST_S, time.monotonic() - began))
-        began = time.monotonic()
-
-    _copy(connection, path, _PAGES, rest)
+        took_s = time.monotonic() - self._began
+        if took_s > _SLOW_S:
+            self._slow_s += took_s
+        if self._slow_s > _SLOW_S_MAX:
+            raise BackupError(
+                f"{self._folder} is too slow: 64 KiB took {took_s:.1f} s to write, and commits wait meanwhile;"
+                " name a folder on another disk with [backup] folder"
+            )
+        if took_s >= _WORK_S:
+            self._guests.serve(self._connection, took_s)
+            self._began = time.monotonic()
 
 
 def copy_whole(connection: sqlite3.Connection, path: Path) -> None:
@@ -222,6 +247,7 @@ def _copy(connection: sqlite3.Connection, path: Path, pages: int, progress: Call
     try:
         target.execute("PRAGMA synchronous = OFF")  # synced once, when it is whole
         target.execute("PRAGMA journal_mode = OFF")
+        target.execute(f"PRAGMA cache_size = {_TARGET_CACHE_PAGES}")
         connection.backup(target, pages=pages, progress=progress)
     finally:
         target.close()
