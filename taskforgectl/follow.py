@@ -56,10 +56,14 @@ class LogPortion(NamedTuple):
 
 
 class EventPortion(NamedTuple):
-    """New events, each with the cursor behind it, perhaps none, and the cursor behind everything seen so far."""
+    """New events, each with the cursor behind it, perhaps none, and the cursor behind everything seen so far.
+
+    `removed` is how many were removed by retention before they could be seen.
+    """
 
     entries: Sequence[event_service_pb2.WatchEventsResponse.Entry]
     cursor: str
+    removed: int
 
 
 class Interruption(NamedTuple):
@@ -156,7 +160,7 @@ def follow_events(
         with contextlib.closing(connection.stream(stub.WatchEvents, request)) as responses:
             for response in responses:
                 seen = response.cursor
-                yield EventPortion(response.entries, seen)
+                yield EventPortion(response.entries, seen, response.removed)
 
     def hint() -> str:
         return f"once the daemon is back, go on with: taskforgectl event watch --after {seen}"

@@ -33,10 +33,11 @@ _BOOKMARK_S = 15.0
 
 
 class EventPortion(NamedTuple):
-    """Events with the cursor behind each, and the cursor behind all that was looked at."""
+    """Events with the cursor behind each, the cursor behind all that was looked at, and how many were removed there."""
 
     entries: Sequence[tuple[str, EventView]]
     cursor: str
+    removed: int = 0
 
 
 class EventWatches:
@@ -68,8 +69,8 @@ class EventWatches:
                 yield EventPortion((), str(position))
                 while True:
                     portion, position, is_behind = await self._read(wanted, position)
-                    if portion:
-                        yield EventPortion(portion, str(position))
+                    if portion.entries or portion.removed:
+                        yield portion
                     elif not is_behind and not await watch.wait_news(_BOOKMARK_S):
                         yield EventPortion((), str(position))
                     if self._feed.closed:
@@ -89,18 +90,16 @@ class EventWatches:
         self._check_kept(position, oldest, newest)
         return position
 
-    async def _read(self, wanted: EventFilter, position: int) -> tuple[list[tuple[str, EventView]], int, bool]:
+    async def _read(self, wanted: EventFilter, position: int) -> tuple[EventPortion, int, bool]:
         """Answer events behind a position, how far was looked, and whether there is more to look at."""
         _, newest = await self._bounds()
         until = min(newest, position + _SPAN)
         if until == position:
-            return [], position, False
+            return EventPortion((), str(position)), position, False
         found = await self._rows.feed(wanted, position, until, _PORTION)
         self._check_kept(position, *await self._bounds())  # after the rows: none of them was missing already
-        if len(found) == _PORTION:
-            until = found[-1][0]
-        entries = [(str(at), await self._events.summary(row)) for at, row in found]
-        return entries, until, until < newest
+        entries = [(str(at), await self._events.summary(row)) for at, row in found.rows]
+        return EventPortion(entries, str(found.end), found.removed), found.end, found.end < newest
 
     @staticmethod
     def _check_kept(position: int, oldest: int, newest: int) -> None:

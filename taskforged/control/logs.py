@@ -221,7 +221,8 @@ class _Reader:
     def _said(self, line: Row) -> LogEntry | None:
         no, step, attempt, at, stream, text = line
         self.position = self.position._replace(line=no)
-        return LogEntry(self.position.cursor, at, step, attempt, stream, text) if self._is_wanted(step) else None
+        is_wanted = self._is_wanted(step) or not step  # of no step: that lines are missing
+        return LogEntry(self.position.cursor, at, step, attempt, stream, text) if is_wanted else None
 
     def _is_wanted(self, step: str) -> bool:
         return not self._step or step == self._step or step.startswith((self._inside, self._below))

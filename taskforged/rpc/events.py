@@ -73,7 +73,7 @@ class EventServicer(grpc_base.EventServiceServicer):
                 pb.WatchEventsResponse.Entry(cursor=cursor, event=self._message(view, whole=False))
                 for cursor, view in portion.entries
             ]
-            yield pb.WatchEventsResponse(entries=entries, cursor=portion.cursor)
+            yield pb.WatchEventsResponse(entries=entries, cursor=portion.cursor, removed=portion.removed)
 
     async def ExplainEvent(self, request: pb.ExplainEventRequest, _: Any) -> pb.ExplainEventResponse:
         story = await self._events.explain(caller(), request.event_id)

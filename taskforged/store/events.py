@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskforged.engine.events import rfc3339
 from taskforged.engine.model import Json
@@ -15,7 +15,16 @@ from taskforged.store.rows import EventRow
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
 
-__all__ = ["CLOUD_EVENTS", "REQUESTS", "EventFilter", "EventRow", "EventStore", "event_context", "insert_event"]
+__all__ = [
+    "CLOUD_EVENTS",
+    "REQUESTS",
+    "EventFilter",
+    "EventRow",
+    "EventStore",
+    "FeedPart",
+    "event_context",
+    "insert_event",
+]
 
 WITHOUT_EFFECT_MAX = 10_000
 """How many rejected, duplicate and handshake deliveries are kept, so that strangers cannot fill the disk."""
@@ -52,6 +61,14 @@ class EventFilter:
     originals: bool = False
     after: int = 0
     oldest_first: bool = False
+
+
+class FeedPart(NamedTuple):
+    """Events with their positions, up to which position was looked, and how many up to there are there no more."""
+
+    rows: Sequence[tuple[int, EventRow]]
+    end: int
+    removed: int
 
 
 def event_context(row: EventRow) -> Json:
@@ -127,11 +144,21 @@ class EventStore:
         sql, parameters = _list_query(wanted, limit)
         return [EventRow(*row) for row in await self._store.read(lambda c: c.execute(sql, parameters).fetchall())]
 
-    async def feed(self, wanted: EventFilter, after: int, until: int, limit: int) -> list[tuple[int, EventRow]]:
+    async def feed(self, wanted: EventFilter, after: int, until: int, limit: int) -> FeedPart:
         """Answer up to `limit` events at positions of the feed, in its order, without headers, query and body."""
         sql, parameters = _feed_query(wanted, after, until, limit)
-        rows = await self._store.read(lambda c: c.execute(sql, parameters).fetchall())
-        return [(row[0], EventRow(*row[1:])) for row in rows]
+
+        def read(connection: sqlite3.Connection) -> FeedPart:
+            connection.execute("BEGIN")
+            try:
+                rows = connection.execute(sql, parameters).fetchall()
+                end = rows[-1][0] if len(rows) == limit else until
+                (removed,) = connection.execute(QUERIES["removed_from_feed"], (after, end)).fetchone()
+            finally:
+                connection.execute("COMMIT")
+            return FeedPart([(row[0], EventRow(*row[1:])) for row in rows], end, removed)
+
+        return await self._store.read(read)
 
 
 _HEAVY = {"headers": "''", "query": "''", "body": "x''"}

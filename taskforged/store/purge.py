@@ -17,6 +17,7 @@ from taskforged.failpoints import reach
 from taskforged.store.sql import QUERIES
 
 __all__ = [
+    "LOGS_ARE_GONE",
     "Slice",
     "finish_leaving",
     "forget_deliveries",
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 _LEAVING_AT_ONCE = 20
+
+LOGS_ARE_GONE = "what steps have said before was removed by retention"
+"""Stands in the log of a run where lines are missing."""
 
 
 @dataclass(slots=True)
@@ -137,11 +141,19 @@ def purge_slots(connection: sqlite3.Connection, trigger_no: int, until: int) -> 
 
 
 def purge_logs(connection: sqlite3.Connection, numbers: Sequence[int]) -> Slice:
-    """Delete lines of step logs."""
+    """Delete lines of step logs. Of each run that is still there the last of them stays, and says so from now on."""
     began = time.monotonic()
     remember_numbers(connection, "step_logs")
-    gone = connection.executemany(QUERIES["delete_log"], [(no,) for no in numbers]).rowcount
-    return Slice(gone, gone, len(numbers), seconds=time.monotonic() - began)
+    last: dict[int, int] = {}
+    for no in sorted(numbers):
+        run = connection.execute(QUERIES["run_of_log"], (no,)).fetchone()
+        if run is not None:
+            last[run[0]] = no
+    kept = set(last.values())
+    connection.executemany(QUERIES["delete_log_mark"], list(last.items()))
+    connection.executemany(QUERIES["mark_log"], [(LOGS_ARE_GONE, no) for no in kept])
+    connection.executemany(QUERIES["delete_log"], [(no,) for no in numbers if no not in kept])
+    return Slice(len(numbers), len(numbers), len(numbers), seconds=time.monotonic() - began)
 
 
 def remember_numbers(connection: sqlite3.Connection, table: str) -> None:

@@ -22,6 +22,7 @@ from taskforged.host.runner import Runner
 from taskforged.jsonvalue import canonical
 from taskforged.steps.base import Succeeded
 from taskforged.store.changes import NewRun
+from taskforged.store.purge import LOGS_ARE_GONE, purge_logs
 from taskforged.store.runs import RunStore
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
@@ -289,6 +290,25 @@ async def test_a_line_that_comes_late_is_sent_late(place):
     await place.lines((5, "s0", "late"))
     rest = await place.all(after=first[-1].cursor)
     assert [entry.text for entry in rest] == ["late"]
+
+
+@pytest.mark.parametrize("slices", [[[1, 2], [3]], [[1, 2, 3]], [[1], [2], [3]]])
+async def test_what_retention_took_is_said_once_and_never_a_silent_gap(place, slices):
+    run = story()  # which ends
+    await place.history(run.history, "SUCCEEDED")
+    far = run.history[-1].at
+    await place.lines(*((far + number, f"s{number % 2}", f"line {number}") for number in range(1, 6)))
+    whole = await place.all()
+    for numbers in slices:
+        await place.store.journal.execute(lambda c, numbers=numbers: purge_logs(c, numbers))
+    told = [entry.text for entry in await place.all()]
+    assert told[-3:] == [LOGS_ARE_GONE, "line 4", "line 5"]
+    assert told.count(LOGS_ARE_GONE) == 1
+    seen = next(entry for entry in whole if entry.text == "line 1")
+    assert [entry.text for entry in await place.all(after=seen.cursor)] == [LOGS_ARE_GONE, "line 4", "line 5"]
+    assert (await place.all(step="s0"))[-2].text == LOGS_ARE_GONE
+    assert [entry.text for entry in await place.all(after=whole[-2].cursor)] == ["line 5"]
+    assert not await place.store.rows("old_logs", 0, 3, far + 100), "it leaves with its run"
 
 
 async def test_other_runs_lines_are_not_shown(place):

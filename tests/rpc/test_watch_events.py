@@ -172,7 +172,7 @@ async def test_what_was_removed_is_said_so(daemon, own):
     with contextlib.closing(sqlite3.connect(daemon.home / "taskforge.db")) as database, database:
         database.execute("INSERT INTO purge_until VALUES ('events', 1 << 62)")  # as retention does it
         database.execute("DELETE FROM events WHERE id IN (?, ?, ?, ?)", ids[:4])
-        database.execute("DELETE FROM events WHERE id = ?", ids[6:7])  # from the middle: simply not there
+        database.execute("DELETE FROM events WHERE id = ?", ids[6:7])  # from the middle
         database.execute("DELETE FROM purge_until")
     await daemon.disconnect()
     daemon.process = None
@@ -183,5 +183,13 @@ async def test_what_was_removed_is_said_so(daemon, own):
     assert refused.value.code() is grpc.StatusCode.OUT_OF_RANGE
     assert "follow cursor 4" in refused.value.details()
     call = stub.WatchEvents(pb.WatchEventsRequest(after_cursor="4"), timeout=20)
-    assert [one.event.id for one in await entries(call, 5)] == [ids[4], ids[5], *ids[7:]]
+    await first(call)
+    portion = await first(call)
+    assert [one.event.id for one in portion.entries] == [ids[4], ids[5], *ids[7:]]
+    assert portion.removed == 1, "and what is missing from the middle is counted"
+    call.cancel()
+    nothing = pb.WatchEventsRequest(after_cursor="4", filter=pb.EventFilter(type="of.nobody"))
+    call = stub.WatchEvents(nothing, timeout=20)
+    await first(call)
+    assert ((portion := await first(call)).removed, portion.cursor, list(portion.entries)) == (1, "10", [])
     call.cancel()

@@ -27,7 +27,7 @@ from taskforge.v1 import event_pb2 as taskforge_dot_v1_dot_event__pb2
 from taskforge.v1 import run_pb2 as taskforge_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n taskforge/v1/event_service.proto\x12\x0ctaskforge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18taskforge/v1/event.proto\x1a\x16taskforge/v1/run.proto\"#\n\x0fGetEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"6\n\x10GetEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\"\x91\x02\n\x11ListEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12-\n\x08outcomes\x18\x02 \x03(\x0e\x32\x1b.taskforge.v1.Event.Outcome\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\x0f\n\x07sources\x18\x07 \x03(\t\x12\x10\n\x08workflow\x18\x08 \x01(\t\x12)\n\x05since\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x12ListEventsResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.taskforge.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x12WatchEventsRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.taskforge.v1.EventFilter\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\t\"\x9c\x01\n\x13WatchEventsResponse\x12\x38\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\'.taskforge.v1.WatchEventsResponse.Entry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x1a;\n\x05\x45ntry\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\"\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x13.taskforge.v1.Event\"\'\n\x13\x45xplainEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\x91\x01\n\x14\x45xplainEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\x12\x0f\n\x07summary\x18\x02 \x03(\t\x12#\n\x06\x63\x61uses\x18\x03 \x03(\x0b\x32\x13.taskforge.v1.Cause\x12\x1f\n\x04runs\x18\x04 \x03(\x0b\x32\x11.taskforge.v1.Run\"e\n\x05\x43\x61use\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08workflow\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x12\n\nevent_type\x18\x04 \x01(\t\x12\x14\n\x0c\x65vent_source\x18\x05 \x01(\t\"n\n\x13PublishEventRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\":\n\x14PublishEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\"y\n\x12ReplayEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\x04\x62ody\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08workflow\x18\x03 \x01(\t\x12\x0f\n\x07trigger\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05_body\"9\n\x13ReplayEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\"\xe4\x01\n\x0b\x45ventFilter\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12-\n\x08outcomes\x18\x02 \x03(\x0e\x32\x1b.taskforge.v1.Event.Outcome\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07sources\x18\x05 \x03(\t\x12\x10\n\x08workflow\x18\x06 \x01(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x01\n\x13ReplayEventsRequest\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12)\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.taskforge.v1.EventFilter\x12\x11\n\tmax_count\x18\x03 \x01(\x05\x12\x10\n\x08workflow\x18\x04 \x01(\t\x12\x0f\n\x07trigger\x18\x05 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\"\xdd\x01\n\x14ReplayEventsResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32).taskforge.v1.ReplayEventsResponse.Result\x12\x0c\n\x04more\x18\x02 \x01(\x08\x1a{\n\x06Result\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\treplay_id\x18\x02 \x01(\t\x12,\n\x07outcome\x18\x03 \x01(\x0e\x32\x1b.taskforge.v1.Event.Outcome\x12\x0f\n\x07run_ids\x18\x04 \x03(\t\x12\r\n\x05\x65rror\x18\x05 \x01(\t2\xd9\x04\n\x0c\x45ventService\x12I\n\x08GetEvent\x12\x1d.taskforge.v1.GetEventRequest\x1a\x1e.taskforge.v1.GetEventResponse\x12O\n\nListEvents\x12\x1f.taskforge.v1.ListEventsRequest\x1a .taskforge.v1.ListEventsResponse\x12T\n\x0bWatchEvents\x12 .taskforge.v1.WatchEventsRequest\x1a!.taskforge.v1.WatchEventsResponse0\x01\x12U\n\x0c\x45xplainEvent\x12!.taskforge.v1.ExplainEventRequest\x1a\".taskforge.v1.ExplainEventResponse\x12U\n\x0cPublishEvent\x12!.taskforge.v1.PublishEventRequest\x1a\".taskforge.v1.PublishEventResponse\x12R\n\x0bReplayEvent\x12 .taskforge.v1.ReplayEventRequest\x1a!.taskforge.v1.ReplayEventResponse\x12U\n\x0cReplayEvents\x12!.taskforge.v1.ReplayEventsRequest\x1a\".taskforge.v1.ReplayEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n taskforge/v1/event_service.proto\x12\x0ctaskforge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18taskforge/v1/event.proto\x1a\x16taskforge/v1/run.proto\"#\n\x0fGetEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"6\n\x10GetEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\"\x91\x02\n\x11ListEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12-\n\x08outcomes\x18\x02 \x03(\x0e\x32\x1b.taskforge.v1.Event.Outcome\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\x0f\n\x07sources\x18\x07 \x03(\t\x12\x10\n\x08workflow\x18\x08 \x01(\t\x12)\n\x05since\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x12ListEventsResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.taskforge.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"U\n\x12WatchEventsRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.taskforge.v1.EventFilter\x12\x14\n\x0c\x61\x66ter_cursor\x18\x02 \x01(\t\"\xad\x01\n\x13WatchEventsResponse\x12\x38\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\'.taskforge.v1.WatchEventsResponse.Entry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x0f\n\x07removed\x18\x03 \x01(\x03\x1a;\n\x05\x45ntry\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\t\x12\"\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x13.taskforge.v1.Event\"\'\n\x13\x45xplainEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\x91\x01\n\x14\x45xplainEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\x12\x0f\n\x07summary\x18\x02 \x03(\t\x12#\n\x06\x63\x61uses\x18\x03 \x03(\x0b\x32\x13.taskforge.v1.Cause\x12\x1f\n\x04runs\x18\x04 \x03(\x0b\x32\x11.taskforge.v1.Run\"e\n\x05\x43\x61use\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08workflow\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x12\n\nevent_type\x18\x04 \x01(\t\x12\x14\n\x0c\x65vent_source\x18\x05 \x01(\t\"n\n\x13PublishEventRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x11\n\tdata_json\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\":\n\x14PublishEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\"y\n\x12ReplayEventRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\x04\x62ody\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08workflow\x18\x03 \x01(\t\x12\x0f\n\x07trigger\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05_body\"9\n\x13ReplayEventResponse\x12\"\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x13.taskforge.v1.Event\"\xe4\x01\n\x0b\x45ventFilter\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12-\n\x08outcomes\x18\x02 \x03(\x0e\x32\x1b.taskforge.v1.Event.Outcome\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07sources\x18\x05 \x03(\t\x12\x10\n\x08workflow\x18\x06 \x01(\t\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9a\x01\n\x13ReplayEventsRequest\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12)\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x19.taskforge.v1.EventFilter\x12\x11\n\tmax_count\x18\x03 \x01(\x05\x12\x10\n\x08workflow\x18\x04 \x01(\t\x12\x0f\n\x07trigger\x18\x05 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\"\xdd\x01\n\x14ReplayEventsResponse\x12:\n\x07results\x18\x01 \x03(\x0b\x32).taskforge.v1.ReplayEventsResponse.Result\x12\x0c\n\x04more\x18\x02 \x01(\x08\x1a{\n\x06Result\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\treplay_id\x18\x02 \x01(\t\x12,\n\x07outcome\x18\x03 \x01(\x0e\x32\x1b.taskforge.v1.Event.Outcome\x12\x0f\n\x07run_ids\x18\x04 \x03(\t\x12\r\n\x05\x65rror\x18\x05 \x01(\t2\xd9\x04\n\x0c\x45ventService\x12I\n\x08GetEvent\x12\x1d.taskforge.v1.GetEventRequest\x1a\x1e.taskforge.v1.GetEventResponse\x12O\n\nListEvents\x12\x1f.taskforge.v1.ListEventsRequest\x1a .taskforge.v1.ListEventsResponse\x12T\n\x0bWatchEvents\x12 .taskforge.v1.WatchEventsRequest\x1a!.taskforge.v1.WatchEventsResponse0\x01\x12U\n\x0c\x45xplainEvent\x12!.taskforge.v1.ExplainEventRequest\x1a\".taskforge.v1.ExplainEventResponse\x12U\n\x0cPublishEvent\x12!.taskforge.v1.PublishEventRequest\x1a\".taskforge.v1.PublishEventResponse\x12R\n\x0bReplayEvent\x12 .taskforge.v1.ReplayEventRequest\x1a!.taskforge.v1.ReplayEventResponse\x12U\n\x0cReplayEvents\x12!.taskforge.v1.ReplayEventsRequest\x1a\".taskforge.v1.ReplayEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,31 +45,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHEVENTSREQUEST']._serialized_start=586
   _globals['_WATCHEVENTSREQUEST']._serialized_end=671
   _globals['_WATCHEVENTSRESPONSE']._serialized_start=674
-  _globals['_WATCHEVENTSRESPONSE']._serialized_end=830
-  _globals['_WATCHEVENTSRESPONSE_ENTRY']._serialized_start=771
-  _globals['_WATCHEVENTSRESPONSE_ENTRY']._serialized_end=830
-  _globals['_EXPLAINEVENTREQUEST']._serialized_start=832
-  _globals['_EXPLAINEVENTREQUEST']._serialized_end=871
-  _globals['_EXPLAINEVENTRESPONSE']._serialized_start=874
-  _globals['_EXPLAINEVENTRESPONSE']._serialized_end=1019
-  _globals['_CAUSE']._serialized_start=1021
-  _globals['_CAUSE']._serialized_end=1122
-  _globals['_PUBLISHEVENTREQUEST']._serialized_start=1124
-  _globals['_PUBLISHEVENTREQUEST']._serialized_end=1234
-  _globals['_PUBLISHEVENTRESPONSE']._serialized_start=1236
-  _globals['_PUBLISHEVENTRESPONSE']._serialized_end=1294
-  _globals['_REPLAYEVENTREQUEST']._serialized_start=1296
-  _globals['_REPLAYEVENTREQUEST']._serialized_end=1417
-  _globals['_REPLAYEVENTRESPONSE']._serialized_start=1419
-  _globals['_REPLAYEVENTRESPONSE']._serialized_end=1476
-  _globals['_EVENTFILTER']._serialized_start=1479
-  _globals['_EVENTFILTER']._serialized_end=1707
-  _globals['_REPLAYEVENTSREQUEST']._serialized_start=1710
-  _globals['_REPLAYEVENTSREQUEST']._serialized_end=1864
-  _globals['_REPLAYEVENTSRESPONSE']._serialized_start=1867
-  _globals['_REPLAYEVENTSRESPONSE']._serialized_end=2088
-  _globals['_REPLAYEVENTSRESPONSE_RESULT']._serialized_start=1965
-  _globals['_REPLAYEVENTSRESPONSE_RESULT']._serialized_end=2088
-  _globals['_EVENTSERVICE']._serialized_start=2091
-  _globals['_EVENTSERVICE']._serialized_end=2692
+  _globals['_WATCHEVENTSRESPONSE']._serialized_end=847
+  _globals['_WATCHEVENTSRESPONSE_ENTRY']._serialized_start=788
+  _globals['_WATCHEVENTSRESPONSE_ENTRY']._serialized_end=847
+  _globals['_EXPLAINEVENTREQUEST']._serialized_start=849
+  _globals['_EXPLAINEVENTREQUEST']._serialized_end=888
+  _globals['_EXPLAINEVENTRESPONSE']._serialized_start=891
+  _globals['_EXPLAINEVENTRESPONSE']._serialized_end=1036
+  _globals['_CAUSE']._serialized_start=1038
+  _globals['_CAUSE']._serialized_end=1139
+  _globals['_PUBLISHEVENTREQUEST']._serialized_start=1141
+  _globals['_PUBLISHEVENTREQUEST']._serialized_end=1251
+  _globals['_PUBLISHEVENTRESPONSE']._serialized_start=1253
+  _globals['_PUBLISHEVENTRESPONSE']._serialized_end=1311
+  _globals['_REPLAYEVENTREQUEST']._serialized_start=1313
+  _globals['_REPLAYEVENTREQUEST']._serialized_end=1434
+  _globals['_REPLAYEVENTRESPONSE']._serialized_start=1436
+  _globals['_REPLAYEVENTRESPONSE']._serialized_end=1493
+  _globals['_EVENTFILTER']._serialized_start=1496
+  _globals['_EVENTFILTER']._serialized_end=1724
+  _globals['_REPLAYEVENTSREQUEST']._serialized_start=1727
+  _globals['_REPLAYEVENTSREQUEST']._serialized_end=1881
+  _globals['_REPLAYEVENTSRESPONSE']._serialized_start=1884
+  _globals['_REPLAYEVENTSRESPONSE']._serialized_end=2105
+  _globals['_REPLAYEVENTSRESPONSE_RESULT']._serialized_start=1982
+  _globals['_REPLAYEVENTSRESPONSE_RESULT']._serialized_end=2105
+  _globals['_EVENTSERVICE']._serialized_start=2108
+  _globals['_EVENTSERVICE']._serialized_end=2709
 # @@protoc_insertion_point(module_scope)

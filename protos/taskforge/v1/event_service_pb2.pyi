@@ -193,7 +193,9 @@ Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
 
 @_typing.final
 class WatchEventsResponse(_message.Message):
-    """WatchEventsResponse carries new events. Without any it is a sign of life, which comes first and then every 15 seconds."""
+    """WatchEventsResponse carries new events. Without any it is a sign of life, which comes first and then every 15 seconds,
+    or says what was removed.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -225,8 +227,13 @@ class WatchEventsResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """cursor to go on behind everything that was looked at so far, also what did not fit the filter."""
+    removed: _builtins.int
+    """removed is how many events before `cursor` and behind the cursor before were removed by retention ere they could be
+    sent, while older ones are kept. Nobody knows any more whether they would have fitted; those of other namespaces count.
+    """
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchEventsResponse.Entry]:
         """entries in order, at most 100."""
@@ -236,10 +243,11 @@ class WatchEventsResponse(_message.Message):
         *,
         entries: _abc.Iterable[Global___WatchEventsResponse.Entry] | None = ...,
         cursor: _builtins.str = ...,
+        removed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "entries", b"entries", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

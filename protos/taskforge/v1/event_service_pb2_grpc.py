@@ -95,7 +95,7 @@ class EventServiceServicer:
         with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
         repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
         disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
-        earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+        earliest to go on from. What was removed from the middle is counted in `removed`. Needs role `viewer`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class EventServiceStub:
     with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
     repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
     disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
-    earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+    earliest to go on from. What was removed from the middle is counted in `removed`. Needs role `viewer`.
     """
     ExplainEvent: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ExplainEventRequest, _event_service_pb2.ExplainEventResponse]
     """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
@@ -77,7 +77,7 @@ class EventServiceAsyncStub(EventServiceStub):
     with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
     repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
     disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
-    earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+    earliest to go on from. What was removed from the middle is counted in `removed`. Needs role `viewer`.
     """
     ExplainEvent: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ExplainEventRequest, _event_service_pb2.ExplainEventResponse]  # type: ignore[assignment]
     """ExplainEvent answers why an event did or did not start runs: what caused it, which triggers were asked, which
@@ -127,7 +127,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         with new ones until the caller cancels. A stream that broke is taken up with the last cursor: nothing is missed or
         repeated, also across a restart of the daemon, which ends streams with UNAVAILABLE. A slow reader is served from
         disk. OUT_OF_RANGE when events behind the cursor were removed by retention; the error's `oldest_cursor` is then the
-        earliest to go on from. What was removed elsewhere is left out. Needs role `viewer`.
+        earliest to go on from. What was removed from the middle is counted in `removed`. Needs role `viewer`.
         """
 
     @_abc_1.abstractmethod

@@ -79,6 +79,8 @@ def stream(
                 if isinstance(update, Interruption):
                     tell_interruption(update.reason)
                     continue
+                if update.removed:
+                    click.echo(f"removed by retention, whether they fit or not: {update.removed:,} events", err=True)
                 for entry in update.entries:
                     if entry.event.id not in known:
                         show({"cursor": entry.cursor, **plain(entry.event)})

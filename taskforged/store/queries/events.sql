@@ -49,6 +49,11 @@ SELECT id, workflow_no FROM runs WHERE no = ?
 SELECT r.id, r.workflow_no, e.id, e.type, e.source, e.run_no, r.namespace_no, e.namespace_no, r.parent_no
 FROM runs r LEFT JOIN events e ON e.no = r.event_no WHERE r.no = ?
 
+-- removed_from_feed --
+-- Positions whose events retention has taken; from the beginning the positions go, too.
+SELECT count(*) FROM event_feed f WHERE f.position > ? AND f.position <= ?
+  AND NOT EXISTS (SELECT 1 FROM events e WHERE e.no = f.event_no)
+
 -- feed_bounds --
 -- The oldest position that is kept, and the newest that there ever was.
 SELECT coalesce((SELECT min(position) FROM event_feed), 0),

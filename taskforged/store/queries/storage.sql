@@ -107,7 +107,17 @@ SELECT no, at FROM (SELECT no, at FROM step_logs WHERE no > ? ORDER BY no LIMIT 
 
 -- old_logs --
 SELECT l.no FROM step_logs l LEFT JOIN runs r ON r.no = l.run_no
-WHERE l.no > ? AND l.no <= ? AND l.at < ? AND (r.no IS NULL OR r.ended_at IS NOT NULL)
+WHERE l.no > ? AND l.no <= ? AND l.at < ? AND (r.no IS NULL OR (r.ended_at IS NOT NULL AND l.step <> ''))
+
+-- run_of_log --
+SELECT r.no FROM step_logs l JOIN runs r ON r.no = l.run_no WHERE l.no = ?
+
+-- mark_log --
+-- A line of no step says that lines are missing; it leaves with its run.
+UPDATE step_logs SET step = '', attempt = 0, stream = 'system', text = ? WHERE no = ?
+
+-- delete_log_mark --
+DELETE FROM step_logs WHERE run_no = ? AND no < ? AND step = ''
 
 -- delete_log --
 DELETE FROM step_logs WHERE no = ?
