@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from harness import Daemon, EffectServer
+from harness import Daemon, EffectServer, Tenant
 from switchboard import Board
 
 LONG = (
@@ -69,3 +69,13 @@ async def own(daemon: Daemon) -> AsyncIterator[Board]:
         yield made
     finally:
         await made.close()
+
+
+@pytest.fixture
+async def tenant(board: Board) -> AsyncIterator[Tenant]:
+    """The same as a daemon's whose calls go to a namespace of their own."""
+    made = Tenant(board.daemon, board.namespace)
+    try:
+        yield made
+    finally:
+        await made.disconnect()

@@ -83,27 +83,102 @@ def _with_token(details: Any, token: str) -> Any:
     return details._replace(metadata=grpc.aio.Metadata(*pairs), wait_for_ready=True)
 
 
-class _UnaryToken(grpc.aio.UnaryUnaryClientInterceptor):
-    """Puts the token into calls. grpc.aio files an interceptor under the first base that fits: hence two classes."""
+def _inside(request: Any, namespace: str) -> Any:
+    """Put a request that names no namespace into one."""
+    fields = request.DESCRIPTOR.fields_by_name
+    if not namespace or not {"namespace", "requests"}.intersection(fields.keys()):
+        return request
+    moved = type(request)()
+    moved.CopyFrom(request)
+    for one in [moved, *getattr(moved, "requests", ())]:
+        if "namespace" in one.DESCRIPTOR.fields_by_name and not one.namespace:
+            one.namespace = namespace
+    return moved
 
-    def __init__(self, token: str) -> None:
+
+class _UnaryToken(grpc.aio.UnaryUnaryClientInterceptor):
+    """Puts token and namespace into calls. grpc.aio files an interceptor under the first base that fits: hence two."""
+
+    def __init__(self, token: str, namespace: str = "") -> None:
         self._token = token
+        self._namespace = namespace
 
     async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        return await continuation(_with_token(details, self._token), request)
+        return await continuation(_with_token(details, self._token), _inside(request, self._namespace))
 
 
 class _StreamToken(grpc.aio.UnaryStreamClientInterceptor):
-    """Puts the token into streams."""
+    """Puts token and namespace into streams."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, namespace: str = "") -> None:
         self._token = token
+        self._namespace = namespace
 
     async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        return await continuation(_with_token(details, self._token), request)
+        return await continuation(_with_token(details, self._token), _inside(request, self._namespace))
 
 
-class Daemon:
+class Caller:
+    """Calls a daemon over its unix socket; what names no namespace is meant for `namespace`."""
+
+    namespace = ""
+
+    def __init__(self) -> None:
+        self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
+
+    def stub(self, service: Callable[[grpc.aio.Channel], T]) -> T:
+        """A stub over the unix socket, which survives restarts. `service` is a generated `…Stub` class."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._channels:
+            interceptors = [kind(self.token, self.namespace) for kind in (_UnaryToken, _StreamToken)]
+            self._channels[loop] = grpc.aio.insecure_channel(
+                self.uds, options=_CHANNEL_OPTIONS, interceptors=interceptors
+            )
+        return service(self._channels[loop])
+
+    async def disconnect(self) -> None:
+        """Close the running loop's channel. Idempotent."""
+        channel = self._channels.pop(asyncio.get_running_loop(), None)
+        if channel is not None:
+            await channel.close()
+
+    @property
+    def runs(self) -> Any:
+        """RunService."""
+        return self.stub(run_service_pb2_grpc.RunServiceStub)
+
+    async def apply(self, source: str) -> Any:
+        """Apply a definition."""
+        stub = self.stub(workflow_service_pb2_grpc.WorkflowServiceStub)
+        return await stub.ApplyWorkflow(workflow_service_pb2.ApplyWorkflowRequest(source=source), timeout=20)
+
+    async def history(self, run_id: str) -> list[Any]:
+        """The whole history of a run."""
+        events: list[Any] = []
+        token = ""
+        while True:
+            page = await self.runs.GetRunHistory(
+                run_service_pb2.GetRunHistoryRequest(run_id=run_id, page_size=1000, page_token=token), timeout=20
+            )
+            events += page.events
+            token = page.next_page_token
+            if not token:
+                return events
+
+    async def list_runs(self, **filters: Any) -> list[Any]:
+        """All runs that fit."""
+        found: list[Any] = []
+        token = ""
+        while True:
+            request = run_service_pb2.ListRunsRequest(page_size=1000, page_token=token, **filters)
+            page = await self.runs.ListRuns(request, timeout=20)
+            found += page.runs
+            token = page.next_page_token
+            if not token:
+                return found
+
+
+class Daemon(Caller):
     """A real `taskforged` on a home of its own and free ports.
 
     Args:
@@ -126,6 +201,7 @@ class Daemon:
         fds: Sequence[int] = (),
         nursery: Nursery | None = None,
     ) -> None:
+        super().__init__()
         self._scratch = None if home is not None else Path(tempfile.mkdtemp(prefix="tf-"))
         self.home = home if home is not None else self._scratch / "home"  # type: ignore[operator]
         self.log = self.home.with_name(self.home.name + ".log")
@@ -139,7 +215,6 @@ class Daemon:
         self.starts: list[float] = []
         self.ready_s: list[float] = []
         """How long each start took until GetInfo was answered."""
-        self._channels: dict[asyncio.AbstractEventLoop, grpc.aio.Channel] = {}
 
     # -- the process
 
@@ -332,56 +407,6 @@ class Daemon:
         """Base URL of the webhook listener."""
         return str(self.info["http"])
 
-    def stub(self, service: Callable[[grpc.aio.Channel], T]) -> T:
-        """A stub over the unix socket, which survives restarts. `service` is a generated `…Stub` class."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._channels:
-            self._channels[loop] = grpc.aio.insecure_channel(
-                self.uds, options=_CHANNEL_OPTIONS, interceptors=[_UnaryToken(self.token), _StreamToken(self.token)]
-            )
-        return service(self._channels[loop])
-
-    async def disconnect(self) -> None:
-        """Close the running loop's channel. Idempotent."""
-        channel = self._channels.pop(asyncio.get_running_loop(), None)
-        if channel is not None:
-            await channel.close()
-
-    @property
-    def runs(self) -> Any:
-        """RunService."""
-        return self.stub(run_service_pb2_grpc.RunServiceStub)
-
-    async def apply(self, source: str) -> Any:
-        """Apply a definition."""
-        stub = self.stub(workflow_service_pb2_grpc.WorkflowServiceStub)
-        return await stub.ApplyWorkflow(workflow_service_pb2.ApplyWorkflowRequest(source=source), timeout=20)
-
-    async def history(self, run_id: str) -> list[Any]:
-        """The whole history of a run."""
-        events: list[Any] = []
-        token = ""
-        while True:
-            page = await self.runs.GetRunHistory(
-                run_service_pb2.GetRunHistoryRequest(run_id=run_id, page_size=1000, page_token=token), timeout=20
-            )
-            events += page.events
-            token = page.next_page_token
-            if not token:
-                return events
-
-    async def list_runs(self, **filters: Any) -> list[Any]:
-        """All runs that fit."""
-        found: list[Any] = []
-        token = ""
-        while True:
-            request = run_service_pb2.ListRunsRequest(page_size=1000, page_token=token, **filters)
-            page = await self.runs.ListRuns(request, timeout=20)
-            found += page.runs
-            token = page.next_page_token
-            if not token:
-                return found
-
     # -- looking at it
 
     def log_text(self) -> str:
@@ -391,6 +416,18 @@ class Daemon:
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""
         return "\n".join(self.log_text().splitlines()[-lines:])
+
+
+class Tenant(Caller):
+    """A namespace of a daemon that others use, too. Whatever is not a call is the daemon's."""
+
+    def __init__(self, daemon: Daemon, namespace: str) -> None:
+        super().__init__()
+        self.daemon = daemon
+        self.namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.daemon, name)
 
 
 async def start_run(

@@ -57,17 +57,19 @@ def release(name="release", condition="event.body.action == 'published'", tag="$
 
 
 @pytest.fixture
-async def hooked(daemon):
-    stub = daemon.stub(secrets_grpc.SecretServiceStub)
+async def hooked(tenant):
+    stub = tenant.stub(secrets_grpc.SecretServiceStub)
     await stub.SetSecret(secrets.SetSecretRequest(name="HOOK", value=SECRET))
-    await daemon.apply(release())
-    return daemon
+    await tenant.apply(release())
+    return tenant
 
 
-async def post(daemon, body=BODY, headers=None, path="default/github"):
+async def post(daemon, body=BODY, headers=None, path="github", namespace=""):
     headers = github_headers(SECRET, body) if headers is None else headers
     async with aiohttp.ClientSession() as session:
-        async with session.post(f"{daemon.http}/hooks/{path}", data=body, headers=headers) as answer:
+        async with session.post(
+            f"{daemon.http}/hooks/{namespace or daemon.namespace}/{path}", data=body, headers=headers
+        ) as answer:
             return answer.status, await answer.json()
 
 
@@ -131,9 +133,9 @@ async def test_forged_deliveries_are_refused_kept_and_without_effect(hooked):
 
 
 async def test_unknown_paths_and_namespaces_are_404_and_not_kept(hooked):
-    for path in ("default/nothing", "other/github", "default/github/more", "default/..%2fgithub"):
-        status, _ = await post(hooked, path=path)
-        assert status == 404
+    for path in ("nothing", "github/more", "..%2fgithub"):
+        assert (await post(hooked, path=path))[0] == 404
+    assert (await post(hooked, namespace="other"))[0] == 404
     assert await inbox(hooked) == []
 
 
@@ -188,7 +190,7 @@ async def test_an_inactive_workflow_keeps_what_comes_and_starts_nothing(hooked):
 async def test_a_path_that_moves_moves_at_once(hooked):
     await hooked.apply(release().replace("path: github", "path: moved/here"))
     assert (await post(hooked))[0] == 404
-    assert (await post(hooked, path="default/moved/here"))[0] == 202
+    assert (await post(hooked, path="moved/here"))[0] == 202
 
 
 async def test_bad_json_is_refused_and_kept(hooked):
@@ -202,14 +204,14 @@ async def test_bad_json_is_refused_and_kept(hooked):
 async def test_a_body_over_the_limit_is_413(hooked):
     body = b'{"pad": "' + b"x" * (1 << 20) + b'"}'
     async with aiohttp.ClientSession() as session:
-        async with session.post(f"{hooked.http}/hooks/default/github", data=io.BytesIO(body)) as answer:
+        async with session.post(f"{hooked.http}/hooks/{hooked.namespace}/github", data=io.BytesIO(body)) as answer:
             assert answer.status == 413
 
 
-async def test_a_missing_secret_refuses_and_says_so_in_the_inbox(daemon):
-    await daemon.apply(release())
-    assert (await post(daemon))[0] == 401
-    kept = await inbox(daemon)
+async def test_a_missing_secret_refuses_and_says_so_in_the_inbox(tenant):
+    await tenant.apply(release())
+    assert (await post(tenant))[0] == 401
+    kept = await inbox(tenant)
     assert "HOOK is not set" in kept[0].reason
 
 
@@ -237,11 +239,11 @@ async def test_generic_hmac_and_open_paths(hooked):
     body = b'{"x": 1}'
     signature = base64.b64encode(hmac.digest(SECRET.encode(), body, "sha512")).decode()
     headers = {"Content-Type": "application/json", "X-Signature": signature, "X-Delivery": "d-1"}
-    assert (await post(hooked, body, headers, "default/generic"))[0] == 202
-    assert (await post(hooked, body, headers, "default/generic"))[0] == 200
-    assert (await post(hooked, body, {**headers, "X-Signature": "x"}, "default/generic"))[0] == 401
+    assert (await post(hooked, body, headers, "generic"))[0] == 202
+    assert (await post(hooked, body, headers, "generic"))[0] == 200
+    assert (await post(hooked, body, {**headers, "X-Signature": "x"}, "generic"))[0] == 401
     plain = {"Content-Type": "text/plain"}
-    first, second = [await post(hooked, b"hello", plain, "default/open") for _ in range(2)]
+    first, second = [await post(hooked, b"hello", plain, "open") for _ in range(2)]
     assert (first[0], second[0]) == (202, 202), "an unsigned body without a delivery id is never a duplicate"
     run = (await hooked.runs.GetRun(runs.GetRunRequest(run_id=first[1]["run_ids"][0]))).run
     assert json.loads(run.output_json) == "hello"
@@ -253,4 +255,7 @@ async def test_credentials_in_headers_are_not_stored(hooked):
     event = await show(hooked, answer["event_id"])
     assert event.headers["authorization"] == "***"
     assert hooked.terminate() == 0
-    assert b"planted-credential" not in b"".join(f.read_bytes() for f in hooked.home.glob("taskforge.db*"))
+    try:
+        assert b"planted-credential" not in b"".join(f.read_bytes() for f in hooked.home.glob("taskforge.db*"))
+    finally:
+        hooked.start()

@@ -83,8 +83,8 @@ async def wait_for(call, condition, turns=500):
     raise AssertionError(f"never happened; last was {found}")
 
 
-async def test_apply_makes_versions_only_for_changes(daemon):
-    flow, _ = stubs(daemon)
+async def test_apply_makes_versions_only_for_changes(tenant):
+    flow, _ = stubs(tenant)
     first = await flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source=ADD))
     assert (first.changed, first.version.number, first.workflow.active) == (True, 1, True)
     same = await flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source="# a comment\n" + ADD))
@@ -103,15 +103,15 @@ async def test_apply_makes_versions_only_for_changes(daemon):
     assert (shown.workflow.description, dict(shown.workflow.labels)) == ("Adds one", {"team": "core"})
 
 
-async def test_equal_definitions_at_once_make_one_version(daemon):
-    flow, _ = stubs(daemon)
+async def test_equal_definitions_at_once_make_one_version(tenant):
+    flow, _ = stubs(tenant)
     answers = await asyncio.gather(*(flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source=ADD)) for _ in range(20)))
     assert sum(a.changed for a in answers) == 1
     assert {a.version.number for a in answers} == {1}
 
 
-async def test_an_invalid_definition_answers_every_problem_and_stores_nothing(daemon):
-    flow, _ = stubs(daemon)
+async def test_an_invalid_definition_answers_every_problem_and_stores_nothing(tenant):
+    flow, _ = stubs(tenant)
     source = "name: bad\nsteps:\n  - id: one\n    htp: {url: x}\n  - id: two\n    transform: {x: '${{ inptu.n }}'}\n"
     error = await refused(
         flow.ApplyWorkflow(workflows.ApplyWorkflowRequest(source=source)), grpc.StatusCode.INVALID_ARGUMENT
@@ -125,15 +125,15 @@ async def test_an_invalid_definition_answers_every_problem_and_stores_nothing(da
     assert not (await flow.ListWorkflows(workflows.ListWorkflowsRequest())).workflows
 
 
-async def test_a_run_ends_with_its_output_and_keeps_its_version(daemon):
-    flow, run = stubs(daemon)
-    await daemon.apply(ADD)
+async def test_a_run_ends_with_its_output_and_keeps_its_version(tenant):
+    flow, run = stubs(tenant)
+    await tenant.apply(ADD)
     request = runs.StartRunRequest(workflow="add", input_json='{"n": 9007199254740993}')
     request.wait.FromSeconds(10)
     done = (await run.StartRun(request)).run
     assert done.state == run_pb2.Run.STATE_SUCCEEDED
     assert json.loads(done.output_json) == {"n": 9007199254740994}
-    await daemon.apply(ADD.replace("+ 1", "+ 100"))
+    await tenant.apply(ADD.replace("+ 1", "+ 100"))
     again = (await run.GetRun(runs.GetRunRequest(run_id=done.id))).run
     assert (again.version, again.output_json) == (1, done.output_json)
     verdict = await run.VerifyRun(runs.VerifyRunRequest(run_id=done.id))
@@ -164,9 +164,9 @@ async def test_input_that_does_not_fit_is_refused_with_its_place(shared, text, p
 
 
 @pytest.fixture
-async def shared(daemon):
-    await daemon.apply(ADD)
-    return daemon
+async def shared(tenant):
+    await tenant.apply(ADD)
+    return tenant
 
 
 async def test_bounds(shared):
@@ -237,9 +237,9 @@ async def test_lists_are_paged_and_filtered(shared):
     await refused(run.ListRuns(mixed), grpc.StatusCode.INVALID_ARGUMENT)
 
 
-async def test_cancel_reaches_a_running_request(daemon, effects):
-    _, run = stubs(daemon)
-    await daemon.apply(SLOW)
+async def test_cancel_reaches_a_running_request(tenant, effects):
+    _, run = stubs(tenant)
+    await tenant.apply(SLOW)
     url = json.dumps({"url": f"{effects.url}/slow?ms=60000"})
     started = (await run.StartRun(runs.StartRunRequest(workflow="slow", input_json=url))).run
     get = lambda: run.GetRun(runs.GetRunRequest(run_id=started.id))
@@ -261,26 +261,26 @@ async def test_a_run_that_has_ended_cannot_be_cancelled(shared):
     assert "SUCCEEDED" in error.details()
 
 
-async def test_a_sleep_survives_a_kill(daemon):
-    _, run = stubs(daemon)
-    await daemon.apply("name: nap\nsteps:\n  - {id: rest, sleep: 1500ms}\n  - {id: up, transform: {ok: true}}\n")
+async def test_a_sleep_survives_a_kill(tenant):
+    _, run = stubs(tenant)
+    await tenant.apply("name: nap\nsteps:\n  - {id: rest, sleep: 1500ms}\n  - {id: up, transform: {ok: true}}\n")
     started = (await run.StartRun(runs.StartRunRequest(workflow="nap"))).run
-    daemon.restart()
-    get = lambda: daemon.stub(runs_grpc.RunServiceStub).GetRun(runs.GetRunRequest(run_id=started.id))
+    tenant.restart()
+    get = lambda: tenant.stub(runs_grpc.RunServiceStub).GetRun(runs.GetRunRequest(run_id=started.id))
     done = (await wait_for(get, lambda a: a.run.HasField("end_time"))).run
     assert done.state == run_pb2.Run.STATE_SUCCEEDED
     assert done.end_time.ToMicroseconds() - done.start_time.ToMicroseconds() >= 1_500_000
 
 
-async def test_a_watch_resumes_where_it_was(daemon):
-    _, run = stubs(daemon)
-    await daemon.apply("name: nap\nsteps:\n  - {id: a, transform: {x: 1}}\n  - {id: rest, sleep: 2s}\n")
+async def test_a_watch_resumes_where_it_was(tenant):
+    _, run = stubs(tenant)
+    await tenant.apply("name: nap\nsteps:\n  - {id: a, transform: {x: 1}}\n  - {id: rest, sleep: 2s}\n")
     started = (await run.StartRun(runs.StartRunRequest(workflow="nap"))).run
     seen = []
     stream = run.WatchRun(runs.WatchRunRequest(run_id=started.id))
     seen += [e.sequence for e in (await stream.read()).events]
     stream.cancel()
-    daemon.restart()
+    tenant.restart()
     async for portion in run.WatchRun(runs.WatchRunRequest(run_id=started.id, after_sequence=seen[-1])):
         seen += [e.sequence for e in portion.events]
         last = portion.run
@@ -290,9 +290,9 @@ async def test_a_watch_resumes_where_it_was(daemon):
     await refused(run.WatchRun(future).read(), grpc.StatusCode.INVALID_ARGUMENT)
 
 
-async def test_many_watchers_see_the_same(daemon):
-    _, run = stubs(daemon)
-    await daemon.apply("name: nap\nsteps:\n  - {id: a, transform: {x: 1}}\n  - {id: rest, sleep: 500ms}\n")
+async def test_many_watchers_see_the_same(tenant):
+    _, run = stubs(tenant)
+    await tenant.apply("name: nap\nsteps:\n  - {id: a, transform: {x: 1}}\n  - {id: rest, sleep: 500ms}\n")
     started = (await run.StartRun(runs.StartRunRequest(workflow="nap"))).run
 
     async def watch(after):
@@ -302,13 +302,13 @@ async def test_many_watchers_see_the_same(daemon):
         return found
 
     found = await asyncio.gather(*(watch(i % 4) for i in range(40)))
-    whole = [event.sequence for event in await daemon.history(started.id)]
+    whole = [event.sequence for event in await tenant.history(started.id)]
     assert [list(one) for one in found] == [whole[i % 4 :] for i in range(40)]
 
 
-async def test_a_workflow_with_open_runs_cannot_be_deleted(daemon):
-    flow, run = stubs(daemon)
-    await daemon.apply("name: nap\nsteps:\n  - {id: rest, sleep: 1h}\n")
+async def test_a_workflow_with_open_runs_cannot_be_deleted(tenant):
+    flow, run = stubs(tenant)
+    await tenant.apply("name: nap\nsteps:\n  - {id: rest, sleep: 1h}\n")
     started = (await run.StartRun(runs.StartRunRequest(workflow="nap"))).run
     delete = workflows.DeleteWorkflowRequest(name="nap")
     await refused(flow.DeleteWorkflow(delete), grpc.StatusCode.FAILED_PRECONDITION)
@@ -323,9 +323,9 @@ async def test_a_workflow_with_open_runs_cannot_be_deleted(daemon):
     assert again.version.number == 1
 
 
-async def test_retries_end_dead_and_on_failure_sees_why(daemon, effects):
-    _, run = stubs(daemon)
-    await daemon.apply(
+async def test_retries_end_dead_and_on_failure_sees_why(tenant, effects):
+    _, run = stubs(tenant)
+    await tenant.apply(
         f"""
 name: doomed
 steps:
@@ -352,9 +352,9 @@ on_failure:
     assert (await run.VerifyRun(runs.VerifyRunRequest(run_id=done.id))).intact
 
 
-async def test_an_expression_that_fails_names_itself(daemon):
-    _, run = stubs(daemon)
-    await daemon.apply("name: oops\nsteps:\n  - id: bad\n    transform: {x: '${{ input.missing.deep }}'}\n")
+async def test_an_expression_that_fails_names_itself(tenant):
+    _, run = stubs(tenant)
+    await tenant.apply("name: oops\nsteps:\n  - id: bad\n    transform: {x: '${{ input.missing.deep }}'}\n")
     request = runs.StartRunRequest(workflow="oops")
     request.wait.FromSeconds(10)
     done = (await run.StartRun(request)).run
