@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from harness import Daemon, EffectServer, Tenant
+from nursery import Nursery
 from switchboard import Board
 
 LONG = (
@@ -22,6 +25,15 @@ LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take long first; their order and that of all others stays random."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nursery() -> Iterator[None]:
+    """Let the daemons of all tests come from one nursery, which the first of them starts."""
+    with contextlib.ExitStack() as stack:
+        Daemon.shared = functools.cache(lambda: stack.enter_context(Nursery()))
+        yield
+        Daemon.shared = None
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -60,6 +60,9 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.use_local_subchannel_pool", 1),
 )
+
+_BEFORE_MAIN = {"LD_PRELOAD", "PYTHONPATH"}
+"""What has to be there when an interpreter starts."""
 
 T = TypeVar("T")
 
@@ -186,11 +189,15 @@ class Daemon(Caller):
         env: further environment variables.
         wrapper: what to put before the command, for example `["strace", "-f", …]`.
         fds: descriptors of ours that the process gets under the same numbers.
-        nursery: where it is forked from, when starts have to be fast; `wrapper` and `fds` are for those without one.
+        nursery: where it is forked from; by default `shared`.
+        executed: start an interpreter of its own, as users do; `wrapper`, `fds` and the loader's variables do so, too.
     """
 
     READY_S = 30.0
     STOP_S = 30.0
+
+    shared: ClassVar[Callable[[], Nursery] | None] = None
+    """Where daemons come from that name no nursery; without it they are executed."""
 
     def __init__(
         self,
@@ -200,6 +207,7 @@ class Daemon(Caller):
         wrapper: Sequence[str] = (),
         fds: Sequence[int] = (),
         nursery: Nursery | None = None,
+        executed: bool = False,
     ) -> None:
         super().__init__()
         self._scratch = None if home is not None else Path(tempfile.mkdtemp(prefix="tf-"))
@@ -209,6 +217,7 @@ class Daemon(Caller):
         self.wrapper = list(wrapper)
         self.fds = tuple(fds)
         self.nursery = nursery
+        self.executed = executed or bool(wrapper or fds)
         self.process: subprocess.Popen[bytes] | Child | None = None
         self.info: dict[str, Any] = {}
         self.kills: list[Kill] = []
@@ -231,8 +240,11 @@ class Daemon(Caller):
         }
         arguments = ["--home", str(self.home)]
         self.starts.append(time.monotonic())
-        if self.nursery is not None:
-            return self.nursery.spawn(arguments, environment, self.log, self.home.parent)
+        nursery = self.nursery
+        if nursery is None and Daemon.shared is not None and not self.executed and not _BEFORE_MAIN & self.env.keys():
+            nursery = Daemon.shared()
+        if nursery is not None:
+            return nursery.spawn(arguments, environment, self.log, self.home.parent)
         command = [*self.wrapper, sys.executable, "-m", "taskforged", *arguments]
         with self.log.open("ab") as log:
             return subprocess.Popen(

@@ -38,6 +38,11 @@ class Child:
             self.returncode = self._nursery.ask(poll=self.pid)["code"]
         return self.returncode
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to a process that has not been seen to end."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end.
 
