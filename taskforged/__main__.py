@@ -12,6 +12,10 @@ from pathlib import Path
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported; we never fork without exec
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints what we report better
 
+from taskforged.lean import import_lean
+
+import_lean()  # before anything else imports the same
+
 import structlog
 import uvloop
 

@@ -11,14 +11,23 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from taskforged.config import Config
 from taskforged.errors import FailedPreconditionError
+from taskforged.lean import lazy
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+else:
+    x509 = lazy("cryptography.x509")
+    serialization = lazy("cryptography.hazmat.primitives.serialization")
+    ec = lazy("cryptography.hazmat.primitives.asymmetric.ec")
+    rsa = lazy("cryptography.hazmat.primitives.asymmetric.rsa")
 
 __all__ = ["EXPIRES_SOON", "Certificates", "Identity", "find_certificates"]
 
@@ -31,7 +40,7 @@ _FILE_BYTES_MAX = 1 << 20
 _RSA_BITS_MIN = 2048
 _WARN_EVERY = timedelta(days=1)
 
-_Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+_Key: TypeAlias = "rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +205,7 @@ def _certificates(name: str, path: Path, content: bytes) -> list[x509.Certificat
 
 def _private_key(path: Path, content: bytes) -> _Key:
     try:
-        key = load_pem_private_key(content, password=None)
+        key = serialization.load_pem_private_key(content, password=None)
     except TypeError:
         mend = "`openssl pkey -in KEY -out PLAIN` takes it off"
         raise _unusable(f"[tls] key {path} needs a passphrase, which nobody is there to give; {mend}") from None
@@ -204,13 +213,14 @@ def _private_key(path: Path, content: bytes) -> _Key:
         raise _unusable(f"[tls] key {path} holds no private key in PEM (-----BEGIN PRIVATE KEY-----)") from None
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _RSA_BITS_MIN:
         raise _unusable(f"[tls] key {path} is an RSA key of {key.key_size} bits; it needs {_RSA_BITS_MIN} at least")
-    if not isinstance(key, _Key):
+    if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
         raise _unusable(f"[tls] key {path} is of a kind that TLS clients often refuse; use EC (P-256) or RSA")
     return key
 
 
 def _public(holder: _Key | x509.Certificate) -> bytes:
-    return holder.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return holder.public_key().public_bytes(serialization.Encoding.DER, form)
 
 
 def _check_time(path: Path, certificate: x509.Certificate) -> None:

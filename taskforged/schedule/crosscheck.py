@@ -6,11 +6,15 @@ croniter with a new opinion cannot stop a trigger that runs.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from croniter import CroniterBadCronError, CroniterUnsupportedSyntaxError, croniter
-
+from taskforged.lean import lazy
 from taskforged.schedule.cron import Cron, CronError
+
+if TYPE_CHECKING:
+    import croniter
+else:
+    croniter = lazy("croniter")
 
 __all__ = ["cross_check"]
 
@@ -27,10 +31,10 @@ def cross_check(cron: Cron) -> None:
     columns = cron.resolved.split()
     with_seconds = len(columns) == len(_BOUNDS)
     try:
-        expanded, _ = croniter.expand(cron.resolved.lower(), second_at_beginning=True)
-    except CroniterUnsupportedSyntaxError:
+        expanded, _ = croniter.croniter.expand(cron.resolved.lower(), second_at_beginning=True)
+    except croniter.CroniterUnsupportedSyntaxError:
         return  # It understands, but cannot compute it: FRI#2 beside MON, for example.
-    except CroniterBadCronError as error:
+    except croniter.CroniterBadCronError as error:
         raise CronError(f"croniter refuses it: {error}", 0) from error
     ours = [cron.minutes, cron.hours, None, cron.months, None, cron.seconds if with_seconds else None]
     for values, theirs, bounds in zip(ours, expanded, _BOUNDS, strict=False):

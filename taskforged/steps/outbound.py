@@ -12,6 +12,7 @@ import base64
 import errno
 import ipaddress
 import socket
+import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -161,8 +162,15 @@ class Outbound:
             skip_auto_headers=skip,
             proxy=proxy,
             proxy_headers=proxy_headers,
-            ssl=self._contexts.default if request.tls is None else await self._contexts.of(request.tls),
+            ssl=await self._context(hop, request),
         )
+
+    async def _context(self, hop: Hop, request: Request) -> ssl.SSLContext | bool:
+        """How the other side is verified: always a context of ours, since aiohttp's own trusts nobody, see `lean`."""
+        if request.tls is not None:
+            return await self._contexts.of(request.tls)
+        is_encrypted = request.url.scheme == "https" or (hop.via_proxy and self.has_tls_proxy)
+        return await self._contexts.default() if is_encrypted else True
 
     @property
     def has_tls_proxy(self) -> bool:

@@ -38,14 +38,10 @@ class Tls:
 
 
 class TlsContexts:
-    """Makes contexts in a thread, since loading authorities takes tens of milliseconds.
-
-    Attributes:
-        default: for `aiohttp`: True, its own, or the one with the operator's authorities.
-    """
+    """Makes contexts when they are needed, in a thread, since loading authorities takes tens of milliseconds."""
 
     def __init__(self, ca_file: str) -> None:
-        self.default: ssl.SSLContext | bool = True
+        self._default: ssl.SSLContext | None = None
         self._ca_file = ca_file
         self._kept: OrderedDict[bytes, ssl.SSLContext] = OrderedDict()
         self._making = asyncio.Lock()
@@ -59,7 +55,7 @@ class TlsContexts:
         if not self._ca_file:
             return
         try:
-            self.default = await asyncio.to_thread(_trusting, "", self._ca_file)
+            self._default = await asyncio.to_thread(_trusting, "", self._ca_file)
         except (OSError, ssl.SSLError) as error:
             reason = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
             raise FailedPreconditionError(
@@ -67,6 +63,13 @@ class TlsContexts:
                 reason="CA_FILE",
                 metadata={"file": self._ca_file},
             ) from None
+
+    async def default(self) -> ssl.SSLContext:
+        """The context for a step that says nothing of TLS: it trusts the system's authorities and the operator's."""
+        async with self._making:
+            if self._default is None:
+                self._default = await asyncio.to_thread(_trusting, "", self._ca_file)
+        return self._default
 
     async def of(self, tls: Tls) -> ssl.SSLContext:
         """The context for a step.
