@@ -12,6 +12,7 @@ figures depend on the machine, so they are compared, not tested. README.md says 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -54,6 +55,7 @@ def _show(rows: tuple[Row, ...], command: str) -> None:
 
 def main() -> int:
     """Measure and report; 1 when a row failed."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled, so what is measured is, too
     arguments = _arguments()
     if arguments.list:
         _show(ROWS, "make bench")
