@@ -44,6 +44,7 @@ _COMMANDS = {
     "backup": "Make, list and verify copies of the database.",
     "restore": "Put a backup in the place of the database.",
     "prune": "Delete now what is old enough and what nothing needs.",
+    "torture": "Kill a daemon of its own under load, and check that it kept every promise.",
     "config": "Show the settings in force, and check the configuration file.",
     "completion": "Print what makes a shell complete commands and names.",
     "version": "Show the version.",
@@ -56,7 +57,7 @@ _EPILOG = """\
 \b
 Exit codes: 0 done; 1 failed, also the run that was waited for; 2 usage; 3 not
 found; 4 not permitted; 5 daemon unreachable; 6 conflict; 7 a limit is reached;
-130 interrupted.
+8 a torture found a broken promise; 130 interrupted.
 """
 
 

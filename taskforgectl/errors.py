@@ -18,6 +18,7 @@ __all__ = [
     "EXIT_OF_STATUS",
     "EXIT_UNREACHABLE",
     "EXIT_USAGE",
+    "EXIT_VIOLATED",
     "CliError",
     "NotRunningError",
     "RemoteError",
@@ -32,6 +33,7 @@ EXIT_DENIED = 4
 EXIT_UNREACHABLE = 5
 EXIT_CONFLICT = 6
 EXIT_EXHAUSTED = 7
+EXIT_VIOLATED = 8
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
@@ -44,6 +46,7 @@ EXIT_CODES: Mapping[int, str] = {
     EXIT_UNREACHABLE: "the daemon does not run, is not to be reached or does not answer in time",
     EXIT_CONFLICT: "conflict: exists already, changed meanwhile, or not in a state that allows it",
     EXIT_EXHAUSTED: "a limit is reached: too much at once, or a namespace's limit",
+    EXIT_VIOLATED: "a torture has found a promise that was broken",
     EXIT_INTERRUPTED: "interrupted by Ctrl-C",
     141: "the reader of the output went away",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from taskforged.control.access import Principal
@@ -13,13 +13,14 @@ from taskforged.engine.events import (
     IllegalEventError,
 )
 from taskforged.engine.machine import replay
+from taskforged.engine.model import Json, WorkflowModel
 from taskforged.engine.run import Run, evolve
 from taskforged.jsonvalue import canonical
 from taskforged.store.changes import GENESIS, StoredEvent, chain_hash
 from taskforged.store.runs import RunRow, RunStore
 from taskforged.store.store import Store
 
-__all__ = ["Verdict", "Verifier"]
+__all__ = ["Verdict", "Verifier", "run_faults", "unreadable"]
 
 _UNLIKE = (AttributeError, IllegalEventError, LookupError, TypeError, ValueError)
 """What the engine raises over bodies that it has not written."""
@@ -49,14 +50,19 @@ class Verifier:
         row = await self._views.row(principal, run_id)
         try:
             stored = await self._whole_history(row)
-        except ValueError as error:  # a kind that does not exist, a body that is no JSON
-            return Verdict(0, GENESIS, [f"an event cannot be read, it was changed after it was recorded: {error}"])
-        faults = _chain_faults(stored)
+        except ValueError as error:
+            return Verdict(0, GENESIS, [unreadable(error)])
         try:
-            faults.extend(await self._replay_faults(row, stored))
-            faults.extend(await self._projection_faults(row, stored))
+            loaded = await self._runs.load(row.no)
         except _UNLIKE as error:
-            faults.append(f"a recorded event is unlike any that the engine records: {error!r}")
+            return Verdict(len(stored), stored[-1].hash, [*_chain_faults(stored), _unlike(error)])
+        event = None if loaded is None else loaded.run.event
+        model = await self._workflows.model(row.workflow_no, row.version)
+        now = await self._runs.by_id(row.id)
+        steps = None
+        if now is not None and now.sequence == row.sequence:
+            steps = {r[0]: (r[1], r[2]) for r in await self._store.rows("steps_of_run", row.no)}
+        faults = run_faults(row, stored, model=model, event=event, steps=steps)
         return Verdict(len(stored), stored[-1].hash if stored else GENESIS, faults)
 
     async def _whole_history(self, row: RunRow) -> list[StoredEvent]:
@@ -67,43 +73,75 @@ class Verifier:
                 break
         return found
 
-    async def _replay_faults(self, row: RunRow, stored: Sequence[StoredEvent]) -> list[str]:
-        loaded = await self._runs.load(row.no)
-        event = None if loaded is None else loaded.run.event
-        model = await self._workflows.model(row.workflow_no, row.version)
-        recorded = [one.event for one in stored]
-        try:
-            again = replay(model, recorded, event=event)
-        except IllegalEventError as error:
-            return [f"the engine refuses a recorded fact: {error}"]
-        for old, new in zip(recorded, again, strict=False):
-            if not _same(old, new):
-                return [f"at sequence {old.sequence} the engine decides {new.kind}, recorded is {old.kind}"]
-        if len(recorded) != len(again):
-            return [f"the engine gives {len(again)} events, recorded are {len(recorded)}"]
-        return []
 
-    async def _projection_faults(self, row: RunRow, stored: Sequence[StoredEvent]) -> list[str]:
-        if not stored:
-            return ["there is no history"]
-        run = Run()
-        for one in stored:
-            evolve(run, one.event)
-        faults = []
-        if (run.state.value, run.sequence, stored[-1].hash) != (row.state, row.sequence, row.head_hash):
-            faults.append(
-                f"the run's row says {row.state} at {row.sequence}, its history {run.state} at {run.sequence}"
-            )
-        now = await self._runs.by_id(row.id)
-        if now is not None and now.sequence == row.sequence:
-            steps = {r[0]: (r[1], r[2]) for r in await self._store.rows("steps_of_run", row.no)}
-            folded = {key: (step.state.value, step.attempt) for key, step in run.steps.items()}
-            faults.extend(
-                f"step {key}: {steps.get(key)} is stored, {folded.get(key)} follows from history"
-                for key in sorted({*steps, *folded})
-                if steps.get(key) != folded.get(key)
-            )
-        return faults
+def run_faults(
+    row: RunRow,
+    stored: Sequence[StoredEvent],
+    *,
+    model: WorkflowModel,
+    event: Json,
+    steps: Mapping[str, tuple[str, int]] | None,
+) -> list[str]:
+    """Answer what does not hold of a run.
+
+    Args:
+        row: its projection.
+        stored: its whole history.
+        model: of its version.
+        event: what its expressions see as `event`.
+        steps: state and attempt by key, as the projection has them; None: they belong to another moment.
+    """
+    faults = _chain_faults(stored)
+    try:
+        faults.extend(_replay_faults(stored, model, event))
+        faults.extend(_projection_faults(row, stored, steps))
+    except _UNLIKE as error:
+        faults.append(_unlike(error))
+    return faults
+
+
+def _unlike(error: Exception) -> str:
+    return f"a recorded event is unlike any that the engine records: {error!r}"
+
+
+def unreadable(error: ValueError) -> str:
+    """Say that an event is of a kind that does not exist, or its body is no JSON."""
+    return f"an event cannot be read, it was changed after it was recorded: {error}"
+
+
+def _replay_faults(stored: Sequence[StoredEvent], model: WorkflowModel, event: Json) -> list[str]:
+    recorded = [one.event for one in stored]
+    try:
+        again = replay(model, recorded, event=event)
+    except IllegalEventError as error:
+        return [f"the engine refuses a recorded fact: {error}"]
+    for old, new in zip(recorded, again, strict=False):
+        if not _same(old, new):
+            return [f"at sequence {old.sequence} the engine decides {new.kind}, recorded is {old.kind}"]
+    if len(recorded) != len(again):
+        return [f"the engine gives {len(again)} events, recorded are {len(recorded)}"]
+    return []
+
+
+def _projection_faults(
+    row: RunRow, stored: Sequence[StoredEvent], steps: Mapping[str, tuple[str, int]] | None
+) -> list[str]:
+    if not stored:
+        return ["there is no history"]
+    run = Run()
+    for one in stored:
+        evolve(run, one.event)
+    faults = []
+    if (run.state.value, run.sequence, stored[-1].hash) != (row.state, row.sequence, row.head_hash):
+        faults.append(f"the run's row says {row.state} at {row.sequence}, its history {run.state} at {run.sequence}")
+    if steps is not None:
+        folded = {key: (step.state.value, step.attempt) for key, step in run.steps.items()}
+        faults.extend(
+            f"step {key}: {steps.get(key)} is stored, {folded.get(key)} follows from history"
+            for key in sorted({*steps, *folded})
+            if steps.get(key) != folded.get(key)
+        )
+    return faults
 
 
 def _same(old: HistoryEvent, new: HistoryEvent) -> bool:

@@ -39,7 +39,7 @@ OURS = re.compile(r"\x1b\[[0-9;]*m")
 
 LOCAL = (
     *("init", "up", "down", "restart", "status", "logs", "doctor", "completion", "version", "backup", "restore"),
-    *("config", "context", "trigger test", "run watch", "event watch", "prune"),
+    *("config", "context", "trigger test", "run watch", "event watch", "prune", "torture"),
 )
 """Commands that ask no daemon, or whose streams have no end here; the live view has a test of its own."""
 

@@ -1,0 +1,351 @@
+"""One round: a daemon from nothing, load and faults for a while, quiet, and the inventory of what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taskforgectl.errors import CliError
+from taskforgectl.program import run_program
+from taskforgectl.torture.ledger import Ledger
+from taskforgectl.torture.load import Load
+from taskforgectl.torture.looks import STUCK_S, Looker
+from taskforgectl.torture.outside import EffectServer, Sender
+from taskforgectl.torture.plan import FAULTS_MIN, Fault, Plan
+from taskforgectl.torture.process import DaemonError, Subject
+from taskforgectl.torture.wire import RefusedError, Wire
+from taskforgectl.torture.workflows import HOOK_SECRET, TENANT, sources, without_schedules
+
+__all__ = ["Files", "Progress", "drive"]
+
+_SHELL = "/bin/sh"
+_INVENTORY_S = 1800.0
+_CLOCK_STEADY_S = 0.25
+_QUIET_LOOKS = 3
+
+
+class Files(NamedTuple):
+    """Where the evidence of a round lies."""
+
+    folder: Path
+
+    @property
+    def home(self) -> Path:
+        """The daemon's home."""
+        return self.folder / "home"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon wrote, over all its lives."""
+        return self.folder / "daemon.log"
+
+    @property
+    def ledger(self) -> Path:
+        """What the driver did and was told."""
+        return self.folder / "driver.jsonl"
+
+    @property
+    def calls(self) -> Path:
+        """What the effect server saw."""
+        return self.folder / "calls.jsonl"
+
+    @property
+    def inventory(self) -> Path:
+        """What the database held in the end."""
+        return self.folder / "inventory.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """What came of it."""
+        return self.folder / "report.json"
+
+
+class Progress(NamedTuple):
+    """What is shown while it goes on."""
+
+    phase: str
+    at_s: float
+    length_s: float
+    boots: int
+    faults: int
+    started: int
+    open_runs: int
+    calls: int
+    broken: int
+
+
+class _OverError(Exception):
+    """The load has ended early."""
+
+
+class Driver:
+    """Drives one round.
+
+    Args:
+        plan: what is going to happen.
+        files: where the evidence goes.
+        rate: what the load asks for, per second.
+        program: the command instead of `taskforged`.
+        stop: is set by whoever wants to end early.
+        show: takes the progress.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        files: Files,
+        *,
+        rate: float,
+        program: Sequence[str],
+        stop: asyncio.Event,
+        show: Callable[[Progress], None],
+    ) -> None:
+        self._plan = plan
+        self._files = files
+        self._stop = stop
+        self._show = show
+        self._is_over = False
+        self._phase = "starting"
+        self._began = 0.0
+        self.faults: Counter[str] = Counter()
+        self.ledger = Ledger(files.ledger)
+        has_shell = os.access(_SHELL, os.X_OK)
+        settings = {"TASKFORGE_SHELL_ALLOW": _SHELL} if has_shell else {}
+        self._has_shell = has_shell
+        self.subject = Subject(files.home, files.log, settings, program)
+        self.wire = Wire(lambda: self._is_over)
+        self.outside = EffectServer(plan, files.calls, lambda: self.ledger.now, lambda: self.subject.boots)
+        self._sender = Sender(self.ledger, lambda: self.subject.http)
+        self.load = Load(plan, self.wire, self._sender, self.ledger, rate)
+        self.looker = Looker(self.wire, self.load, self.ledger, lambda: self.outside.calls)
+
+    async def run(self) -> None:
+        """Do all of it. What is broken is in the ledger; only what makes going on pointless is raised."""
+        with self.ledger:
+            async with self.outside, self._sender:
+                try:
+                    await self._first_start()
+                    async with self._tasks([self._watch_clock, self._show_on, self.looker.look_on]):
+                        await self._torture()
+                finally:
+                    self._is_over = True
+                    await self.wire.disconnect()
+                    await self.subject.close()
+
+    @asynccontextmanager
+    async def _tasks(self, works: Sequence[Callable[[], Awaitable[None]]]) -> AsyncIterator[list[asyncio.Task[None]]]:
+        """Have these done in the background until the block ends; what one of them raises is raised here."""
+        tasks = [asyncio.ensure_future(work()) for work in works]
+        try:
+            yield tasks
+        finally:
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    self.ledger.violation("driver", f"{type(outcome).__name__}: {outcome}")
+
+    # --- the phases --------------------------------------------------------------------------------------------------
+
+    async def _first_start(self) -> None:
+        life = await self.subject.start()
+        await self._connect(life.ready_s)
+        await self.wire.insist("SetSecret", name="HOOK", value=HOOK_SECRET)
+        await self.wire.insist("SetNamespace", name=TENANT, running_runs_max=2, running_steps_max=1)
+        await self.wire.insist("SetQueue", name="narrow", running_steps_max=1)
+        for source in sources(self.outside.url, shell=self._has_shell):
+            await self.wire.insist("ApplyWorkflow", namespace=source.namespace, source=source.text)
+
+    async def _torture(self) -> None:
+        helpers = [*self.load.helpers(), self.load.watch_events]
+        async with self._tasks(helpers):
+            async with self._tasks(self.load.starters()) as starters:
+                self._phase = "torture"
+                self._began = self.ledger.now
+                with contextlib.suppress(_OverError):
+                    await self._do_faults()
+                self.load.is_over = True
+                self._phase = "settling"
+                self.outside.kind = True
+                await self._wait_for(starters)
+            await self._settle()
+        self._phase = "stopping"
+        code = await self.subject.terminate()
+        self._note_exit(code)
+        self.faults["term"] += 1
+
+    async def _do_faults(self) -> None:
+        for fault in self._plan.faults():
+            if self.ledger.now - self._began > self._plan.length_s and self.faults.total() >= FAULTS_MIN:
+                return
+            await self._pause(fault.after_s)
+            self.ledger.write("fault", kind=fault.kind, for_s=round(fault.for_s, 3), boot=self.subject.boots)
+            self.faults[fault.kind] += 1
+            await self._inflict(fault)
+        await self._pause(max(0.0, self._began + self._plan.length_s - self.ledger.now))
+
+    async def _pause(self, for_s: float) -> None:
+        """Let the load work for a while.
+
+        Raises:
+            _OverError: somebody wants to end early, or nothing goes on any more.
+            DaemonError: the daemon has ended by itself.
+        """
+        until = self.ledger.now + for_s
+        while True:
+            self._check_alive()
+            if self._stop.is_set():
+                raise _OverError
+            if self.looker.stands_still:
+                await self._tell_stuck()
+                raise _OverError
+            left = until - self.ledger.now
+            if left <= 0:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), min(left, 0.5))
+
+    def _check_alive(self) -> None:
+        code = self.subject.ended()
+        if code is not None:
+            raise DaemonError(f"the daemon has ended by itself with {code}")
+
+    async def _wait_for(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until everybody who starts something has gone home."""
+        _, late = await asyncio.wait(tasks, timeout=STUCK_S)
+        for task in late:
+            self.ledger.violation("driver", f"a client still waits for its answer: {task.get_coro()}")
+
+    async def _settle(self) -> None:
+        """End the schedules, and help everything to its end."""
+        for source in without_schedules(self.outside.url):
+            await self.wire.insist("ApplyWorkflow", namespace=source.namespace, source=source.text)
+        self.looker.moved_at = self.ledger.now
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            self._check_alive()
+            with contextlib.suppress(RefusedError):
+                quiet = quiet + 1 if await self.looker.is_quiet() else 0
+            if self.looker.stands_still:
+                await self._tell_stuck()
+                return
+            await asyncio.sleep(0.2)
+        await self.looker.note_ends()
+        await self.looker.check_slots()
+        await asyncio.sleep(0.5)  # the last events are on their way to their watcher
+
+    async def _tell_stuck(self) -> None:
+        told: Sequence[str] = []
+        with contextlib.suppress(RefusedError):
+            told = await self.looker.tell_open()
+        self.ledger.violation("stuck", f"nothing went on for {STUCK_S:g} s")
+        for one in told:
+            self.ledger.violation("stuck", one)
+        await self.subject.dump_stacks()
+        raise DaemonError(f"nothing went on for {STUCK_S:g} s; the daemon's stacks are at the end of its log")
+
+    # --- the faults --------------------------------------------------------------------------------------------------
+
+    async def _inflict(self, fault: Fault) -> None:
+        if fault.kind == "stop":
+            await self.subject.stand_still(fault.for_s)
+            return
+        if fault.kind == "term":
+            await self.wire.disconnect()
+            self._note_exit(await self.subject.terminate())
+            await asyncio.sleep(fault.for_s)
+        else:
+            await self.subject.kill()
+            await self.wire.disconnect()
+        if fault.kind == "kill in start":
+            await self.subject.spawn()
+            await asyncio.sleep(fault.for_s)
+            self._check_alive()
+            await self.subject.kill()
+        elif fault.kind == "kill":
+            await asyncio.sleep(fault.for_s)
+        life = await self.subject.start()
+        await self._connect(life.ready_s)
+        await self.looker.after_restart()
+
+    async def _connect(self, ready_s: float) -> None:
+        self.ledger.write("boot", boot=self.subject.boots, ready_s=round(ready_s, 3))
+        await self.wire.connect(self.subject.target, self.subject.home.token())
+
+    def _note_exit(self, code: int) -> None:
+        if code != 0:
+            self.ledger.violation("stops", f"after SIGTERM the daemon ended with {code}")
+
+    # --- in the background -------------------------------------------------------------------------------------------
+
+    async def _watch_clock(self) -> None:
+        """Note when the wall clock jumps: then the times in histories cannot be compared."""
+        ahead = time.time() - time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            present = time.time() - time.monotonic()
+            if abs(present - ahead) > _CLOCK_STEADY_S:
+                self.ledger.write("clock", jumped_s=round(present - ahead, 3))
+            ahead = present
+
+    async def _show_on(self) -> None:
+        while True:
+            ledger, counts = self.ledger, self.ledger.counts
+            self._show(
+                Progress(
+                    phase=self._phase,
+                    at_s=ledger.now,
+                    length_s=self._plan.length_s,
+                    boots=self.subject.boots,
+                    faults=self.faults.total(),
+                    started=counts["started"] + counts["delivered"],
+                    open_runs=self.load.open_runs,
+                    calls=self.outside.calls,
+                    broken=ledger.broken,
+                )
+            )
+            await asyncio.sleep(0.5)
+
+
+async def drive(driver: Driver, files: Files) -> dict[str, Any]:
+    """Drive a round to its end, and write its inventory; answers the driver's own counts.
+
+    Raises:
+        CliError: the daemon never started.
+    """
+    failure = ""
+    try:
+        await driver.run()
+    except DaemonError as error:
+        if not driver.subject.lives:
+            raise CliError(f"{error.message}:\n{driver.subject.tail()}", hint=f"look at {files.log}") from None
+        failure = error.message
+    except RefusedError as refusal:
+        failure = f"the daemon has refused: {refusal}"
+    arguments = ["--home", str(files.home), str(files.inventory)]
+    answer = await asyncio.to_thread(
+        run_program, "inventory", arguments, what="the inventory", limit_s=_INVENTORY_S, with_variables=False
+    )
+    if not answer["ok"]:
+        failure = f"{failure}; {answer['message']}".lstrip("; ")
+    counts = {
+        "failure": failure,
+        "faults": dict(driver.faults),
+        "boots": driver.subject.boots,
+        "starts_s": [round(life.ready_s, 3) for life in driver.subject.lives],
+        "acts": dict(driver.load.acts),
+        "calls": driver.outside.calls,
+        "moods": dict(driver.outside.moods),
+        "repeats": driver.wire.repeats,
+        "lasted_s": round(driver.ledger.now, 1),
+    }
+    (files.folder / "driver.json").write_text(json.dumps(counts, indent=1))
+    return counts
