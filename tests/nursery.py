@@ -30,13 +30,15 @@ class Child:
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self._nursery = nursery
         self.pid = pid
+        self._lock = threading.Lock()
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         """Answer the exit code; None while it runs."""
-        if self.returncode is None:
-            self.returncode = self._nursery.ask(poll=self.pid)["code"]
-        return self.returncode
+        with self._lock:  # it is told once
+            if self.returncode is None:
+                self.returncode = self._nursery.ask(poll=self.pid)["code"]
+            return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to a process that has not been seen to end."""
@@ -50,16 +52,19 @@ class Child:
             subprocess.TimeoutExpired: it does not come.
         """
         if self.poll() is None:
-            fd = os.pidfd_open(self.pid)  # not reaped yet: the number is nobody else's
-            try:
-                ended, _, _ = select.select([fd], [], [], timeout)
-            finally:
-                os.close(fd)
-            if not ended:
-                raise subprocess.TimeoutExpired("taskforged", timeout or 0.0)
+            with contextlib.suppress(ProcessLookupError):  # told to somebody else just now
+                self._wait(timeout)
             self.poll()
         assert self.returncode is not None
         return self.returncode
+
+    def _wait(self, timeout: float | None) -> None:
+        fd = os.pidfd_open(self.pid)
+        try:
+            if not select.select([fd], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("taskforged", timeout or 0.0)
+        finally:
+            os.close(fd)
 
 
 class Nursery:

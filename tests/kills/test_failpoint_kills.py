@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable
 
 import grpc.aio
 import pytest
-from crash.stage import ENVIRONMENT, UPGRADE_POINTS, Crowd
 from harness import RETRYABLE, Daemon, EffectServer, seeded
+from kills.stage import ENVIRONMENT, UPGRADE_POINTS, Crowd
 from nursery import Nursery
 from switchboard import Board
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crash.stage import ENVIRONMENT, Crowd, compiled
 from harness import Daemon, EffectServer, seeded
+from kills.stage import ENVIRONMENT, Crowd, compiled
 from nursery import Nursery
 
 LIVES = int(os.environ.get("TASKFORGE_TEST_CYCLES", "8"))
