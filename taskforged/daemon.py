@@ -29,6 +29,7 @@ from taskforged.control.system import Info
 from taskforged.errors import FailedPreconditionError, TaskforgeError
 from taskforged.failpoints import reach
 from taskforged.keyring import find_keys
+from taskforged.lean import settle
 from taskforged.logs import LogFile
 from taskforged.store.backup import back_up_before_upgrade
 from taskforged.store.database import HomeLock
@@ -136,6 +137,7 @@ class Daemon:
             async with contextlib.AsyncExitStack() as stack:
                 parts = await self._start(store, stack)
                 self._announce(on_ready)
+                settle()
                 housekeeping = asyncio.create_task(self._housekeeping(parts), name="housekeeping")
                 housekeeping.add_done_callback(lambda _: self._stop.set())
                 self._watch(parts, stack)
