@@ -168,7 +168,7 @@ async def _clock(subject: Subject) -> Sequence[Finding]:
     if newest - wall > _MINUTE_US:
         return error(
             f"the clock shows {_utc(wall)}, and the newest record is of {_utc(newest)}: it was set back, or was wrong"
-            " before. Due times wait until it has caught up",
+            " before. Due times wait for up to an hour until it has caught up",
             remedy,
         )
     if subject.live and subject.live.clock.now() - wall > _MINUTE_US:

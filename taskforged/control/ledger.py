@@ -11,7 +11,7 @@ from taskforged.control.access import Principal
 from taskforged.control.checks import REQUEST_ID_MAX, check_text, invalid
 from taskforged.control.publishing import request_key
 from taskforged.control.reactor import Asked, Group, Reaction, Reactor
-from taskforged.control.schedules import due_event
+from taskforged.control.schedules import AHEAD_US, due_event
 from taskforged.control.triggers import Identified, Triggers, TriggerView
 from taskforged.errors import ConflictError, InvalidArgumentError, NotFoundError, Violation
 from taskforged.language.definition import CronTrigger
@@ -320,11 +320,21 @@ def _summary(story: ScheduleStory, schedule: Schedule, since: int, now: int) -> 
         lines.append(f"{_times(story.waiting)} passed meanwhile; when it goes on, `misfire: {policy}` decides on them.")
     elif story.waiting:
         lines.append(f"{_times(story.waiting)} passed that cannot be settled yet; the daemon's log says why.")
-    if row.cursor > now + 1_000_000:
+    if row.ahead_until > max(row.cursor, now):
+        lines.append(
+            f"The clock was ahead once: due times up to {local_text(row.ahead_until, schedule.zone)} were entered then."
+            " Those that fired do not fire again; the others do when they come."
+        )
+    if row.cursor > now + AHEAD_US:
         lines.append(
             f"The clock was ahead once: due times up to {local_text(row.cursor, schedule.zone)} count as settled, and"
-            " nothing fires before. Declare the trigger under another id to begin anew; `schedule backfill` starts what"
-            " is missing."
+            " nothing fires before, since the ledger is pruned and nobody knows what fired. Declare the trigger under"
+            " another id to begin anew; `schedule backfill` starts what is missing."
+        )
+    elif row.cursor > now + 1_000_000:
+        lines.append(
+            f"The clock was set back: nothing fires before {local_text(row.cursor, schedule.zone)}, up to when"
+            " everything is settled."
         )
     lines += _trouble(story, schedule)
     if story.following:

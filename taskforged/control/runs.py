@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -164,7 +165,7 @@ class Runs:
             raise invalid("workflow", "is required")
         if request.priority is not None and not 0 <= request.priority <= PRIORITY_MAX:
             raise invalid("priority", f"must be from 0 to {PRIORITY_MAX}")
-        if request.run_at > self._clock.now() + _RUN_AT_MAX_S * 1_000_000:
+        if request.run_at > self._clock.wall() + _RUN_AT_MAX_S * 1_000_000:
             raise invalid("run_time", "must be within a year from now")
 
     def _decide(
@@ -188,7 +189,7 @@ class Runs:
             traceparent=request.trace.traceparent,
             tracestate=request.trace.tracestate,
             created_by=principal.token_id,
-            run_at=request.run_at if request.run_at > self._clock.now() else 0,
+            run_at=request.run_at if request.run_at > self._clock.wall() else 0,
         )
         wanted = RunRequest(
             workflow, workflow.latest, definition.model, new, create, queue=request.queue, priority=request.priority
@@ -269,13 +270,13 @@ class Runs:
 
     async def _wait_stored(self, row: RunRow, wait_s: float) -> None:
         """Wait for the end of a run that somebody else started."""
-        deadline = self._clock.now() + round(wait_s * 1_000_000)
+        deadline = time.monotonic() + wait_s
         with self._feed.watch(row.no) as watch:
-            while (left := deadline - self._clock.now()) > 0 and not self._feed.closed:
+            while (left := deadline - time.monotonic()) > 0 and not self._feed.closed:
                 known = await self._runs.by_id(row.id)
                 if known is None or known.ended_at is not None:
                     return
-                await watch.wait_news(left / 1_000_000)
+                await watch.wait_news(left)
 
 
 def _digest(request: StartRequest) -> bytes:

@@ -3,6 +3,10 @@
 The table is the truth: a trigger's cursor says up to where its ledger is complete, and moves in the transaction that
 writes the ledger, the event of each due time and its runs, guarded by the cursor that the decision was made from. So
 a crash at any instant leaves either all of it or nothing, and a clock that is set back finds nothing to do again.
+
+A clock that was ahead for long, and is set right, would find nothing to do for just as long. So a cursor that is ahead
+by more than an hour is set back, and `ahead_until` remembers where it was. Up to there every due time is in the ledger
+already; one that fired never fires again, and one that did not is made good when it comes, as by a backfill.
 """
 
 from __future__ import annotations
@@ -62,6 +66,9 @@ RETRY_S, RETRY_S_MAX = 1.0, 60.0
 """Pause before a trigger is tried again that could not be settled; for what is no matter of room it doubles each time,
 up to the second figure."""
 
+AHEAD_US = 3_600_000_000
+"""A clock that is set back by more was wrong before: schedules do not wait until it has caught up."""
+
 LOOK_AGAIN_S = 1.0
 """How soon a wall clock that was set forward is noticed. Costs one comparison."""
 
@@ -114,6 +121,11 @@ class _Due(NamedTuple):
     suspended_from: int | None
     suspended_until: int | None
     schedule: str
+    ahead_until: int
+
+    def entered_before(self, now: int) -> bool:
+        """Whether what is due now was entered before, by a clock that was ahead."""
+        return self.cursor < self.ahead_until and now <= self.ahead_until
 
 
 class _Busy(NamedTuple):
@@ -161,11 +173,13 @@ class Scheduler:
         self._pauses: dict[int, float] = {}
         self._next_at: int | None = None
         self._stale = True
+        self._newest = 0
         self.lateness = Lateness()
         self.on_published: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Plan all schedules anew when the time zone data is not that of the last start: a zone may have new rules."""
+        await self._begin_again()
         release = await asyncio.to_thread(zone_data_version)
         if await self._store.value("meta", _TZDATA) == release:
             return
@@ -177,6 +191,23 @@ class Scheduler:
 
         await self._store.journal.execute(replan)
 
+    async def _begin_again(self) -> None:
+        """Plan anew what was settled by a clock that was ahead."""
+        self._newest = wall = self._clock.wall()
+
+        def begin(connection: Connection) -> int:
+            return connection.execute(QUERIES["begin_schedules_again"], (wall, AHEAD_US)).rowcount
+
+        count = await self._store.journal.execute(begin)
+        if count:
+            _log.warning("schedule.clock_was_ahead", triggers_begun_again=count)
+
+    def _is_set_back(self) -> bool:
+        """Whether the clock has gone back, in one step or in several."""
+        wall = self._clock.wall()
+        self._newest = max(self._newest, wall)
+        return self._newest - wall > AHEAD_US
+
     def look_again(self) -> None:
         """The table of triggers has changed: what is due next is not known any more."""
         self._stale = True
@@ -184,7 +215,7 @@ class Scheduler:
     @property
     def is_due(self) -> bool:
         """Whether there is something to do. Cheap: called every second."""
-        if self._stale or (self._next_at is not None and self._next_at <= self._clock.wall()):
+        if self._stale or self._is_set_back() or (self._next_at is not None and self._next_at <= self._clock.wall()):
             return True
         return bool(self._held) and min(self._held.values()) <= time.monotonic()
 
@@ -198,6 +229,8 @@ class Scheduler:
     async def run_once(self) -> int:
         """Settle everything that is due; answers how many triggers were looked at."""
         self._stale = False
+        if self._is_set_back():
+            await self._begin_again()
         self._held = {no: until for no, until in self._held.items() if until > time.monotonic()}
         after, count = (0, 0), 0
         while True:
@@ -284,11 +317,19 @@ class Scheduler:
         now = self._clock.wall()
         since, until = due.suspended_from, due.suspended_until
         suspended = None if since is None else (since, until if until is not None else now)
+        cursor = due.cursor if due.entered_before(now) else max(due.cursor, due.ahead_until)
         planned = plan(
-            schedule, asked.source.policy, cursor=due.cursor, now=now, suspended=suspended, on_time_us=ON_TIME_US
+            schedule, asked.source.policy, cursor=cursor, now=now, suspended=suspended, on_time_us=ON_TIME_US
         )
         planned = _portion(_coalesced(planned, asked.source), schedule, now)
+        if due.entered_before(now):
+            planned = await self._not_entered(due, planned)
         return await self._fire(due, asked, asked.source, schedule, planned, now)
+
+    async def _not_entered(self, due: _Due, planned: Plan) -> Plan:
+        """Leave of a plan what has not fired: all else is in the ledger."""
+        fired = {row[0] for row in await self._store.rows("fired_slots", due.no, due.cursor, planned.cursor + 1)}
+        return planned._replace(fire=[one for one in planned.fire if one.due_at not in fired], ranges=[])
 
     def _identity(self, asked: Asked) -> str:
         namespace = self._access.namespace_name(asked.workflow.namespace_no)
@@ -308,7 +349,10 @@ class Scheduler:
                 reaction = self._ask(asked, source, schedule, slot, late_us, busy)
                 reactions.append(reaction)
                 outcome, reason = _outcome(reaction, late_us, busy.reasons)
-                row = (due.no, slot.due_at, 0, slot.due_at, 1, outcome, now, late_us, reaction.event.no, reason)
+                backfill = 0
+                if due.entered_before(now):
+                    backfill, reason = reaction.event.no, "; ".join(filter(None, [_ENTERED, reason]))
+                row = (due.no, slot.due_at, backfill, slot.due_at, 1, outcome, now, late_us, reaction.event.no, reason)
                 slots.append(row)
                 if outcome == "FIRED":
                     late.append(late_us)
@@ -384,6 +428,9 @@ class Scheduler:
         return [
             internal_event(*(no, new_id("evt", at), namespace_no, MISSED, data, at), source="engine", outcome=outcome)
         ]
+
+
+_ENTERED = "entered before, when the clock was ahead"
 
 
 def _coalesced(planned: Plan, source: CronTrigger) -> Plan:

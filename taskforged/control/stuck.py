@@ -230,14 +230,14 @@ class StuckDetector(Loop):
         return stuck
 
     async def _look_for_overdue(self) -> None:
-        limit = self._clock.now() - round(OVERDUE_S * 1_000_000)
+        limit, wall = (at - round(OVERDUE_S * 1_000_000) for at in (self._clock.now(), self._clock.wall()))
         gone = {
             (no, seq)
             for no, seq, epoch in await self._store.rows("claimed_commands")
             if epoch != self._runner.epoch or not self._runner.executes(no, seq)
         }
         overdue = {
-            "timer": await self._store.value("overdue_timers", limit),
+            "timer": await self._store.value("overdue_timers", limit, wall),
             "command": len(gone & set(self._gone)),
             "event": await self._store.value("overdue_events", limit),
         }

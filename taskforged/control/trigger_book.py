@@ -270,11 +270,12 @@ def _identity_row(trigger: LiveTrigger) -> Row:
 
 def _settle(connection: Connection, no: int, identity: str, now: int, reason: str) -> None:
     """Enter what is due under a schedule that ends into the ledger: it will never fire."""
-    _, text, cursor, _, since, until = connection.execute(QUERIES["schedule_of_trigger"], (no,)).fetchone()
+    _, text, cursor, _, since, until, ahead_until = connection.execute(QUERIES["schedule_of_trigger"], (no,)).fetchone()
     if not text:
         return
     suspended = None if since is None else (since, until or now)
     schedule = replace(_schedule_from(text, identity), delay_us=0)
+    cursor = max(cursor, ahead_until)  # up to there it has been entered, when the clock was ahead
     settled = plan(schedule, Policy("skip"), cursor=cursor, now=now, suspended=suspended, on_time_us=-1)
     last = [Range(slot.due_at, slot.due_at, 1, "MISSED", reason) for slot in settled.fire]
     for one in [*settled.ranges, *last]:

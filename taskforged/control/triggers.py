@@ -46,6 +46,7 @@ class ScheduleRow(NamedTuple):
     next_at: int | None
     suspended_from: int | None
     suspended_until: int | None
+    ahead_until: int
 
 
 class Identified(NamedTuple):

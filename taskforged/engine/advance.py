@@ -587,7 +587,7 @@ class Advancer:
             self.record(Kind.STEP_FAILED, {"error": {"code": "expression", "message": message}}, key)
             return
         self.record(Kind.STEP_WAITING, {"at": at}, key)
-        self.commands.append(SetTimer(self.run.sequence, at))
+        self.commands.append(SetTimer(self.run.sequence, at, by_wall=spec.until is not None))
 
     def wait(self, key: str, spec: WaitSpec) -> None:
         """Wait for a signal or an approval."""

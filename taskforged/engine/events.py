@@ -370,10 +370,15 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Wake the run with `TimerFired(seq)` at `at`, not earlier."""
+    """Wake the run with `TimerFired(seq)` at `at`, not earlier.
+
+    Attributes:
+        by_wall: it is a time that somebody named, and not the end of a pause: it comes when the wall clock shows it.
+    """
 
     seq: int
     at: int
+    by_wall: bool = False
 
 
 @dataclass(frozen=True, slots=True)

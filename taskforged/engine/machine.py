@@ -143,7 +143,7 @@ class _Machine(Advancer):
         self.record(Kind.RUN_CREATED, fact_body(fact))
         if fact.run_at > self.now:
             self.record(Kind.RUN_SCHEDULED, {"at": fact.run_at})
-            self.commands.append(SetTimer(self.run.sequence, fact.run_at))
+            self.commands.append(SetTimer(self.run.sequence, fact.run_at, by_wall=True))
 
     def admit(self, _: AdmitRun) -> None:
         timeout = self.model.timeout_s

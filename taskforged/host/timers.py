@@ -3,12 +3,18 @@
 The table is the truth. The task sleeps until the earliest due time, hands the due timers to their runs in portions
 and looks again; a timer's row goes in the transaction that records that it fired, so one that could not be written
 is simply found again.
+
+Most timers are the end of a pause: a back-off, a sleep, a timeout. A clock that is set must neither shorten nor
+lengthen them, so such rows are moved with it: when it jumps forward, before anybody sees the new time; when it was set
+back while no daemon ran, at the start. (Within a process the engine's time does not run backwards.) Times that somebody
+has named, `sleep: {until: ...}` and the start of a scheduled run, come when the wall clock shows them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import deque
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -18,8 +24,9 @@ from taskforged.errors import FailedPreconditionError, NotFoundError, TaskforgeE
 from taskforged.failpoints import reach
 from taskforged.host.loop import Loop
 from taskforged.host.runner import Runner
+from taskforged.store.journal import Write
 from taskforged.store.sql import QUERIES
-from taskforged.store.store import Row, Store
+from taskforged.store.store import Connection, Store
 
 __all__ = ["Timers"]
 
@@ -35,6 +42,15 @@ _FAILURE_PAUSE_S = 1.0
 _BEGINNING = (-1, 0, 0)
 
 
+@dataclass(slots=True)
+class _Jump:
+    """The clock was set forward `by` so much, `to` that time; `written` when the rows have been moved with it."""
+
+    by: int
+    to: int
+    written: asyncio.Future[None] = field(init=False)
+
+
 class Timers(Loop):
     """The timer service."""
 
@@ -44,7 +60,54 @@ class Timers(Loop):
         self._clock = clock
         self._runner = runner
         self._next = 0
+        self._jumps: deque[_Jump] = deque()
         runner.on_timer = self._on_timer
+
+    async def start(self) -> None:
+        """Begin. Idempotent."""
+        self._clock.watch(self._on_jump)
+        now = self._clock.now()
+        moved = await self._store.journal.execute(lambda c: c.execute(QUERIES["begin_timers_again"], (now,)).rowcount)
+        if moved:
+            _log.warning("clock.set_back", pauses_begun_again=moved)
+        await super().start()
+
+    async def stop(self) -> None:
+        """End; what is just being written is written or not, as a whole. Idempotent."""
+        self._clock.watch(None)
+        await super().stop()
+
+    def _on_jump(self, by: int, to: int) -> bool:
+        """The clock was set forward."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return False  # asked by another thread: the loop will notice, too
+        _log.warning("clock.jumped", forward_s=round(by / 1_000_000, 3))
+        jump = _Jump(by, to)
+        jump.written = self._move(jump)  # ahead of everything that is decided at the new time
+        self._jumps.append(jump)
+        self.wake()
+        return True
+
+    def _move(self, jump: _Jump) -> asyncio.Future[None]:
+        def move(connection: Connection) -> None:
+            connection.execute(QUERIES["shift_timers"], (jump.by, jump.to))
+
+        future = self._store.journal.submit(Write[None](function=move))
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at below, if anybody looks
+        return future
+
+    async def _moved(self) -> None:
+        """Wait until the rows fit the clock; until then nothing may fire."""
+        while self._jumps:
+            jump = self._jumps[0]
+            try:
+                await asyncio.shield(jump.written)
+            except TaskforgeError:
+                jump.written = self._move(jump)
+                raise
+            self._jumps.popleft()
 
     def _on_timer(self, at: int) -> None:
         """A timer was set for `at`."""
@@ -63,26 +126,28 @@ class Timers(Loop):
 
     async def run_once(self) -> float:
         """Fire what is due and answer how long to sleep, in seconds."""
-        self._next = self._clock.now() + round(SLEEP_S_MAX * 1_000_000)
+        left = round(SLEEP_S_MAX * 1_000_000)
+        self._next = self._clock.now() + left
         after, any_due, any_failed = _BEGINNING, False, False
         while True:
-            rows = await self._store.rows("due_timers", *after, PORTION)
             now = self._clock.now()
-            due = [(no, seq) for no, seq, at in rows if at <= now]
+            wall = min(now, self._clock.wall())
+            await self._moved()
+            rows = await self._store.rows("due_timers", *after, PORTION)
+            waits = [at - (wall if by_wall else now) for _, _, at, by_wall in rows]
+            due = [(no, seq) for (no, seq, _, _), wait in zip(rows, waits, strict=True) if wait <= 0]
+            left = min([left, *(wait for wait in waits if wait > 0)])
             failed = await asyncio.gather(*(self._fire(no, seq) for no, seq in due))
             any_due, any_failed = any_due or bool(due), any_failed or any(failed)
-            if len(due) < PORTION:
-                return self._pause_s(rows, any_due=any_due, any_failed=any_failed)
-            no, seq, at = rows[-1]
+            if len(rows) < PORTION or rows[-1][2] > now:
+                break
+            no, seq, at, _ = rows[-1]
             after = (at, no, seq)  # on, and not again from the start: those that cannot fire must not block the others
-
-    def _pause_s(self, rows: Sequence[Row], *, any_due: bool, any_failed: bool) -> float:
         if any_failed:
             return _FAILURE_PAUSE_S
         if any_due:
             return 0.0  # look again at once: what these led to
-        if rows:
-            self._next = min(self._next, rows[0][2])
+        self._next = min(self._next, now + left)
         return max(0.0, (self._next - self._clock.now()) / 1_000_000)
 
     async def _fire(self, no: int, seq: int) -> bool:

@@ -216,8 +216,8 @@ def _place_commands(
     fired = {event.body["timer"] for event in history if event.kind is Kind.TIMER_FIRED}
     for command in commands:
         match command:
-            case SetTimer(seq, at):
-                change.timers.append((no, seq, at))
+            case SetTimer(seq, at, by_wall):
+                change.timers.append((no, seq, at, None if by_wall else history[-1].at))
             case ClearTimer(seq):
                 change.unwanted_timers.append((no, seq))
             case StartChild(seq, _, run_id, workflow, version):

@@ -146,20 +146,21 @@ class World:
     async def rows(self, sql, *parameters):
         return await self.store.read(lambda c: c.execute(sql, parameters).fetchall())
 
-    async def slots(self, name="w", key="c"):
-        """Answer the ledger of a trigger: outcome, first due time, count, reason."""
+    async def slots(self, name="w", key="c", *, made_good=False):
+        """Answer the ledger of a trigger, or what is in it a second time: outcome, first due time, count, reason."""
         sql = (
             "SELECT s.outcome, s.due_at, s.count, s.reason, s.last_at FROM schedule_slots s"
             " JOIN triggers t ON t.no = s.trigger_no JOIN workflows w ON w.no = t.workflow_no"
-            " WHERE w.name = ? AND t.key = ? ORDER BY s.due_at"
+            " WHERE w.name = ? AND t.key = ? AND (s.backfill <> 0) = ? ORDER BY s.due_at"
         )
-        return [Entry(*row) for row in await self.rows(sql, name, key)]
+        return [Entry(*row) for row in await self.rows(sql, name, key, made_good)]
 
     async def outcomes(self, name="w", key="c"):
         return [(one.outcome, one.count) for one in await self.slots(name, key)]
 
     async def fired(self, name="w", key="c"):
-        return [one.due_at for one in await self.slots(name, key) if one.outcome == "FIRED"]
+        rows = await self.slots(name, key) + await self.slots(name, key, made_good=True)
+        return sorted(one.due_at for one in rows if one.outcome == "FIRED")
 
     async def runs(self, name="w"):
         sql = "SELECT r.no, r.state FROM runs r JOIN workflows w ON w.no = r.workflow_no WHERE w.name = ? ORDER BY r.no"
@@ -396,36 +397,135 @@ async def test_what_is_older_than_the_window_is_not_caught_up(world):
 # --- a clock that is wrong -------------------------------------------------------------------------------------------
 
 
-async def test_a_clock_that_jumps_never_fires_a_due_time_twice_and_none_before_the_cursor(world):
-    await world.cron("* * * * *", misfire="all", overlap="allow")
-    cursors = []
-    for jump in (MINUTE, HOUR, -HOUR, MINUTE, -10 * MINUTE, MINUTE, 2 * HOUR, -10 * MINUTE, 11 * MINUTE, MINUTE):
+@pytest.mark.parametrize("misfire", ["all", "latest", "skip"])
+async def test_a_clock_that_jumps_never_fires_a_due_time_twice(world, misfire):
+    await world.cron("* * * * *", misfire=misfire, overlap="allow")
+    jumps = (MINUTE, HOUR, -HOUR, MINUTE, -10 * MINUTE, MINUTE, 2 * HOUR, -10 * MINUTE, 11 * MINUTE, MINUTE)
+    for number, jump in enumerate((*jumps, 40 * DAY, -40 * DAY, *jumps)):
         await world.after(jump)
-        if len(cursors) % 3 == 2:
+        if number % 3 == 2:
             await world.restart()
             await world.scan()
+    first, last = await world.whole()
+    fired = await world.fired()
+    assert len(set(fired)) == len(fired)
+    if misfire == "all":
+        assert len(await world.slots(made_good=True)) > 60
+        assert not [one for one in fired if one not in range(first, last + 1, MINUTE)]
+    await world.settled()
+    assert len(await world.runs()) == len(fired)
+
+
+async def test_a_clock_that_is_set_back_by_little_waits_until_it_has_caught_up(world):
+    await world.cron("* * * * *", misfire="all", overlap="allow")
+    cursors = []
+    for jump in (MINUTE, -HOUR, 10 * MINUTE, 49 * MINUTE, MINUTE, 2 * MINUTE):
+        await world.after(jump)
         cursors += (await world.rows("SELECT cursor FROM triggers"))[0]
     assert cursors == sorted(cursors)
     first, last = await world.whole()
-    assert len(await world.fired()) == (last - first) // MINUTE + 1
-    await world.settled()
-    assert len(await world.runs()) == len(await world.fired())
+    assert len(await world.fired()) == (last - first) // MINUTE + 1 == 3
+    assert await world.slots(made_good=True) == []
 
 
-async def test_a_year_ahead_and_back_again_is_told_and_repeats_nothing(world):
-    await world.cron("* * * * *")
+async def _ahead_and_back(world, **policy):
+    """The clock is 400 days ahead for a moment, and then right again."""
+    await world.cron("* * * * *", **policy)
     await world.after(400 * DAY)
-    assert await world.outcomes() == [("COALESCED", 400 * 1440 - 1), ("FIRED", 1)]
+    entered = await world.slots()
     await world.after(-400 * DAY)
+    return entered
+
+
+async def test_a_year_ahead_and_back_again_goes_on_at_once_and_repeats_nothing(world):
+    entered = await _ahead_and_back(world)
+    assert [(one.outcome, one.count) for one in entered] == [("COALESCED", 400 * 1440 - 1), ("FIRED", 1)]
     await world.every(MINUTE, 3)
     await world.restart()
     await world.every(MINUTE, 3)
-    assert len(await world.slots()) == 2
+    assert await world.slots() == entered, "what was entered stays"
+    again = await world.slots(made_good=True)
+    assert [one.due_at for one in again] == [T0 + 30 * SECOND + number * MINUTE for number in range(6)]
+    assert {one.outcome for one in again} == {"FIRED"}
+    assert all(one.reason.startswith("entered before, when the clock was ahead") for one in again)
     story = await world.controls.ledger.explain(await world.found(), since=T0)
     assert any("The clock was ahead once" in line for line in story.summary)
+    await world.settled()
+    assert len(await world.runs()) == 7
+    # The day comes: what fired then does not fire again, and the ledger goes on behind it.
     await world.at(T0 + 400 * DAY + 31 * SECOND)
     assert (await world.outcomes())[2:] == [("FIRED", 1)]
     await world.whole()
+    story = await world.controls.ledger.explain(await world.found(), since=T0)
+    assert not any("The clock was ahead once" in line for line in story.summary)
+
+
+async def test_a_due_time_that_fired_when_the_clock_was_ahead_fires_once(world):
+    await world.cron("0 * * * *", misfire="all", overlap="allow")
+    await world.after(5 * HOUR)
+    early = await world.fired()
+    assert len(early) == 5
+    await world.after(-5 * HOUR)
+    await world.every(HOUR, 4)
+    assert (await world.fired(), await world.slots(made_good=True)) == (early, [])
+    await world.every(HOUR, 2)
+    assert len(await world.fired()) == 6
+    await world.whole(step=HOUR)
+
+
+async def test_a_clock_that_goes_back_in_steps_is_noticed(world):
+    await world.cron("* * * * *", misfire="latest", overlap="allow")
+    await world.after(2 * HOUR)
+    for _ in range(7):
+        world.time.now -= 10 * MINUTE
+        if world.parts.scheduler.is_due:
+            await world.scan()
+    await world.every(MINUTE, 2)
+    assert len(await world.slots(made_good=True)) == 2
+
+
+async def test_where_the_ledger_is_pruned_nothing_is_repeated(world):
+    """Nobody knows what fired then: better late than twice."""
+    await world.cron("* * * * *")
+    await world.after(400 * DAY)
+    await world.store.journal.execute(lambda c: c.execute("UPDATE triggers SET slots_from = ?", (T0 + DAY,)))
+    await world.after(-400 * DAY)
+    await world.every(MINUTE, 4)
+    assert await world.slots(made_good=True) == []
+    story = await world.controls.ledger.explain(await world.found(), since=T0)
+    assert any("under another id" in line for line in story.summary)
+    await world.cron("* * * * *", key="d")
+    await world.every(MINUTE, 4)
+    assert await world.outcomes(key="d") == [("FIRED", 1)] * 4
+
+
+async def test_a_schedule_that_is_changed_or_removed_after_the_clock_was_ahead(world):
+    entered = await _ahead_and_back(world, misfire={"policy": "all", "cap": 3}, overlap="allow")
+    await world.every(MINUTE, 2)
+    world.time.now += MINUTE
+    await world.cron("*/2 * * * *", misfire="all", overlap="allow")
+    await world.scan()
+    await world.every(MINUTE, 4)
+    await world.apply("name: w\n" + QUICK)
+    await world.every(MINUTE, 4)
+    assert await world.slots() == entered, "what was due up to the changes had been entered before"
+    again = [(one.due_at - T0 - 30 * SECOND) // MINUTE for one in await world.slots(made_good=True)]
+    assert again == [0, 1, 3, 5]
+
+
+async def test_a_paused_trigger_goes_on_after_the_clock_was_ahead(world):
+    await world.cron("* * * * *", misfire="latest", overlap="allow")
+    await world.pause()
+    await world.after(400 * DAY)
+    await world.resume()
+    await world.scan()
+    await world.pause()
+    await world.after(-400 * DAY)
+    await world.every(MINUTE, 3)
+    assert await world.slots(made_good=True) == []
+    await world.resume()
+    await world.every(MINUTE, 3)
+    assert len(await world.slots(made_good=True)) == 3
 
 
 async def test_the_clock_is_set_back_while_a_trigger_is_paused(world):
@@ -439,22 +539,6 @@ async def test_the_clock_is_set_back_while_a_trigger_is_paused(world):
     first, last = await world.whole()
     assert (first, last) == (T0 + 30 * SECOND, T0 + 4 * MINUTE - 30 * SECOND)
     assert len(await world.fired()) == 4
-
-
-async def test_another_trigger_begins_anew_after_the_clock_was_ahead(world):
-    """What `schedule explain` advises. A change of the schedule keeps the cursor: no due time is in the ledger twice."""
-    await world.cron("* * * * *")
-    await world.after(400 * DAY)
-    await world.after(-400 * DAY)
-    await world.cron("*/2 * * * *")
-    await world.every(MINUTE, 4)
-    assert len(await world.slots()) == 2
-    story = await world.controls.ledger.explain(await world.found(), since=T0)
-    assert any("under another id" in line for line in story.summary)
-    await world.cron("* * * * *", key="d")
-    await world.every(MINUTE, 4)
-    assert await world.outcomes(key="d") == [("FIRED", 1)] * 4
-    assert len(await world.slots()) == 2
 
 
 # --- changed ---------------------------------------------------------------------------------------------------------

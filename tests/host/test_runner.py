@@ -85,13 +85,14 @@ class Host:
         self.path, self.pool_size, self.epoch = path, pool_size, 0
         self.work = Work()
         self.models = {}
+        self.make_clock = Clock
         self.limits = Limits()  # as after a start, when they have been read from the store
 
     async def start(self):
         self.epoch += 1
         self.store = Store(self.path)
         await self.store.start()
-        self.feed, self.clock = Feed(), Clock()
+        self.feed, self.clock = Feed(), self.make_clock()
         self.runner = Runner(
             store=self.store,
             clock=self.clock,

@@ -345,7 +345,7 @@ class ScheduleSlot(_message.Message):
     reason: _builtins.str
     """reason for people. Empty for a due time that fired on time."""
     backfill: _builtins.bool
-    """backfill says that it was started by BackfillSchedule."""
+    """backfill says that it was started by BackfillSchedule, or made good after the clock had been ahead."""
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
         """due_time is the due time, or the first one of the range."""

@@ -29,7 +29,7 @@ UPDATE commands SET epoch = ? WHERE run_no = ? AND sequence = ? AND epoch = 0
 DELETE FROM commands WHERE run_no = ? AND sequence = ?
 
 -- insert_timer --
-INSERT INTO timers (run_no, sequence, due_at) VALUES (?, ?, ?)
+INSERT INTO timers (run_no, sequence, due_at, set_at) VALUES (?, ?, ?, ?)
 
 -- delete_timer --
 DELETE FROM timers WHERE run_no = ? AND sequence = ?
@@ -68,7 +68,15 @@ SELECT namespace_no, queue, priority, count(*) FROM commands WHERE epoch = 0 GRO
 SELECT run_no, sequence, epoch FROM commands WHERE epoch > 0 ORDER BY run_no, sequence
 
 -- due_timers --
-SELECT run_no, sequence, due_at FROM timers WHERE (due_at, run_no, sequence) > (?, ?, ?) ORDER BY due_at, run_no, sequence LIMIT ?
+SELECT run_no, sequence, due_at, set_at IS NULL FROM timers WHERE (due_at, run_no, sequence) > (?, ?, ?) ORDER BY due_at, run_no, sequence LIMIT ?
+
+-- shift_timers --
+-- The clock was set forward by so much, to that time: pauses that began before it last as long as they would have.
+UPDATE timers SET due_at = due_at + ?1, set_at = set_at + ?1 WHERE set_at < ?2
+
+-- begin_timers_again --
+-- The clock was set back while nobody looked: a pause that begins in the future begins now.
+UPDATE timers SET due_at = due_at - (set_at - ?1), set_at = ?1 WHERE set_at > ?1
 
 -- runs_of_event --
 SELECT id FROM runs WHERE event_no = ? ORDER BY no LIMIT 1000

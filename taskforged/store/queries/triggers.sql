@@ -35,14 +35,14 @@ WHERE no = ? AND kind = 'cron'
 UPDATE triggers SET next_at = ?, suspended_until = ? WHERE no = ? AND kind = 'cron' AND suspended_until IS NULL
 
 -- due_triggers --
-SELECT no, workflow_no, key, cursor, next_at, suspended_from, suspended_until, schedule FROM triggers
+SELECT no, workflow_no, key, cursor, next_at, suspended_from, suspended_until, schedule, ahead_until FROM triggers
 WHERE next_at <= ? AND (next_at, no) > (?, ?) ORDER BY next_at, no LIMIT ?
 
 -- count_due_triggers --
 SELECT count(*) FROM triggers WHERE next_at IS NOT NULL
 
 -- schedule_of_trigger --
-SELECT profile, schedule, cursor, next_at, suspended_from, suspended_until FROM triggers WHERE no = ?
+SELECT profile, schedule, cursor, next_at, suspended_from, suspended_until, ahead_until FROM triggers WHERE no = ?
 
 -- settle_schedule --
 -- 0 rows: it was settled, changed, paused or removed meanwhile.
@@ -68,6 +68,12 @@ SELECT DISTINCT due_at FROM schedule_slots WHERE trigger_no = ? AND due_at >= ? 
 
 -- upcoming_triggers --
 SELECT next_at, no FROM triggers WHERE next_at IS NOT NULL ORDER BY next_at, no LIMIT ?
+
+-- begin_schedules_again --
+-- The clock was ahead, and has been set back to ?1. What fired stays in the ledger; where that is pruned nobody knows.
+UPDATE triggers SET ahead_until = max(ahead_until, cursor), cursor = ?1,
+  next_at = CASE WHEN removed_at IS NULL AND (suspended_from IS NULL OR suspended_until IS NOT NULL) THEN ?1 END
+WHERE kind = 'cron' AND cursor > ?1 + ?2 AND slots_from <= ?1
 
 -- replan_schedules --
 -- The scan finds nothing due that was not, and sets the next time by the rules of today.
