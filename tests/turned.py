@@ -50,6 +50,11 @@ class WallClock:
         self._turned_ns += round(by_s * 1e9)
         self._shared[:] = self._turned_ns.to_bytes(8, "little", signed=True)
 
+    @property
+    def turned_s(self) -> float:
+        """How far ahead of the right time it is."""
+        return self._turned_ns / 1e9
+
     def now(self) -> float:
         """What it shows, in seconds since 1970."""
         return (time.time_ns() + self._turned_ns) / 1e9

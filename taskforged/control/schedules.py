@@ -196,7 +196,7 @@ class Scheduler:
         self._newest = wall = self._clock.wall()
 
         def begin(connection: Connection) -> int:
-            return connection.execute(QUERIES["begin_schedules_again"], (wall, AHEAD_US)).rowcount
+            return connection.execute(QUERIES["begin_schedules_again"], {"wall": wall, "ahead": AHEAD_US}).rowcount
 
         count = await self._store.journal.execute(begin)
         if count:

@@ -632,12 +632,10 @@ class Runner:
 
     def _illegal(self, entry: _Entry, letter: _Letter, error: IllegalEventError) -> None:
         fact = letter.fact
-        _log.info(
-            "run.stale_fact",
-            **_named(entry.run),
-            fact=type(fact).__name__,
-            why=str(error),
-        )
+        if isinstance(fact, (AttemptCompleted, AttemptFailed, AttemptCancelled)):  # another attempt took its place
+            _log.warning("attempt.fenced", **_named(entry.run), command=fact.command, why=str(error))
+        else:
+            _log.info("run.stale_fact", **_named(entry.run), fact=type(fact).__name__, why=str(error))
         if isinstance(fact, (AttemptStarted, AttemptCompleted, AttemptFailed, AttemptCancelled, AttemptLost)):
             self.dispatcher.release((entry.no, fact.command))
         state = entry.run.state.value

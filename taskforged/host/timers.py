@@ -66,8 +66,8 @@ class Timers(Loop):
     async def start(self) -> None:
         """Begin. Idempotent."""
         self._clock.watch(self._on_jump)
-        now = self._clock.now()
-        moved = await self._store.journal.execute(lambda c: c.execute(QUERIES["begin_timers_again"], (now,)).rowcount)
+        now = {"now": self._clock.now()}
+        moved = await self._store.journal.execute(lambda c: c.execute(QUERIES["begin_timers_again"], now).rowcount)
         if moved:
             _log.warning("clock.set_back", pauses_begun_again=moved)
         await super().start()
@@ -92,7 +92,7 @@ class Timers(Loop):
 
     def _move(self, jump: _Jump) -> asyncio.Future[None]:
         def move(connection: Connection) -> None:
-            connection.execute(QUERIES["shift_timers"], (jump.by, jump.to))
+            connection.execute(QUERIES["shift_timers"], {"by": jump.by, "to": jump.to})
 
         future = self._store.journal.submit(Write[None](function=move))
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at below, if anybody looks

@@ -234,7 +234,7 @@ def test_a_message_that_cannot_be_computed():
 def test_sleep_until(at, good):
     run = started(sleep_until("a", at))
     if good:
-        assert run.commands == [SetTimer(run.run.sequence, at)]
+        assert run.commands == [SetTimer(run.run.sequence, at, by_wall=True)]
         run.fire("a")
         assert run.state is RunState.SUCCEEDED
     else:
@@ -243,7 +243,7 @@ def test_sleep_until(at, good):
 
 def test_a_run_for_a_later_time():
     run = Driver(workflow(activity("a")), run_at=61 * SECOND)
-    assert (run.state, run.commands) == (RunState.SCHEDULED, [SetTimer(2, 61 * SECOND)])
+    assert (run.state, run.commands) == (RunState.SCHEDULED, [SetTimer(2, 61 * SECOND, by_wall=True)])
     assert run.refuses(AdmitRun())
     run.fire()
     assert (run.state, run.now, run.commands) == (RunState.PENDING, 61 * SECOND, [])

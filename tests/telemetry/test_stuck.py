@@ -145,7 +145,7 @@ async def test_a_found_run_that_goes_on_is_forgotten(quick):
     await edited(quick, "DELETE FROM timers")
     await eventually(lambda: stuck(quick), lambda found: nap in found)
     (sequence,) = (int(found.diagnosis.rsplit(" ", 1)[1].rstrip(")")) for found in (await stuck(quick)).values())
-    await edited(quick, f"INSERT INTO timers SELECT no, {sequence}, 1 FROM runs")
+    await edited(quick, f"INSERT INTO timers SELECT no, {sequence}, 1, NULL FROM runs")
     assert state(await quick.ended(nap)) == "SUCCEEDED"
     await looked(quick)
     assert await stuck(quick) == {}

@@ -71,12 +71,12 @@ SELECT run_no, sequence, epoch FROM commands WHERE epoch > 0 ORDER BY run_no, se
 SELECT run_no, sequence, due_at, set_at IS NULL FROM timers WHERE (due_at, run_no, sequence) > (?, ?, ?) ORDER BY due_at, run_no, sequence LIMIT ?
 
 -- shift_timers --
--- The clock was set forward by so much, to that time: pauses that began before it last as long as they would have.
-UPDATE timers SET due_at = due_at + ?1, set_at = set_at + ?1 WHERE set_at < ?2
+-- The clock was set forward: pauses that began before last as long as they would have.
+UPDATE timers SET due_at = due_at + :by, set_at = set_at + :by WHERE set_at < :to
 
 -- begin_timers_again --
 -- The clock was set back while nobody looked: a pause that begins in the future begins now.
-UPDATE timers SET due_at = due_at - (set_at - ?1), set_at = ?1 WHERE set_at > ?1
+UPDATE timers SET due_at = due_at - (set_at - :now), set_at = :now WHERE set_at > :now
 
 -- runs_of_event --
 SELECT id FROM runs WHERE event_no = ? ORDER BY no LIMIT 1000

@@ -16,7 +16,7 @@ SELECT r.no, r.sequence FROM runs r WHERE r.no IN (SELECT value FROM json_each(?
 SELECT r.no, r.sequence FROM runs r WHERE r.no IN (SELECT value FROM json_each(?)) AND r.state = 'PENDING'
 
 -- overdue_timers --
-SELECT count(*) FROM (SELECT 1 FROM timers WHERE due_at < ?1 AND (set_at IS NOT NULL OR due_at < ?2) LIMIT 10000)
+SELECT count(*) FROM (SELECT 1 FROM timers WHERE due_at < ? AND (set_at IS NOT NULL OR due_at < ?) LIMIT 10000)
 
 -- overdue_events --
 SELECT count(*) FROM (SELECT 1 FROM events WHERE outcome = 'PENDING' AND created_at < ? LIMIT 10000)

@@ -70,10 +70,10 @@ SELECT DISTINCT due_at FROM schedule_slots WHERE trigger_no = ? AND due_at >= ? 
 SELECT next_at, no FROM triggers WHERE next_at IS NOT NULL ORDER BY next_at, no LIMIT ?
 
 -- begin_schedules_again --
--- The clock was ahead, and has been set back to ?1. What fired stays in the ledger; where that is pruned nobody knows.
-UPDATE triggers SET ahead_until = max(ahead_until, cursor), cursor = ?1,
-  next_at = CASE WHEN removed_at IS NULL AND (suspended_from IS NULL OR suspended_until IS NOT NULL) THEN ?1 END
-WHERE kind = 'cron' AND cursor > ?1 + ?2 AND slots_from <= ?1
+-- The clock was ahead, and has been set back to `wall`. What fired stays in the ledger; where that is pruned nobody knows.
+UPDATE triggers SET ahead_until = max(ahead_until, cursor), cursor = :wall,
+  next_at = CASE WHEN removed_at IS NULL AND (suspended_from IS NULL OR suspended_until IS NOT NULL) THEN :wall END
+WHERE kind = 'cron' AND cursor > :wall + :ahead AND slots_from <= :wall
 
 -- replan_schedules --
 -- The scan finds nothing due that was not, and sets the next time by the rules of today.
