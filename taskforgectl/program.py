@@ -22,6 +22,7 @@ def ask_program(
     data: bytes = b"",
     environment: Sequence[tuple[str, str]] | None = None,
     late_hint: str = "",
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Answer the JSON object that a program prints.
 
@@ -32,6 +33,7 @@ def ask_program(
         data: what it reads.
         environment: its variables; None: ours.
         late_hint: what to do when it takes too long.
+        apart: Ctrl-C is not for it.
 
     Raises:
         CliError: it is not there, takes too long, or answers something else.
@@ -46,6 +48,7 @@ def ask_program(
             capture_output=True,
             timeout=limit_s,
             check=False,
+            start_new_session=apart,
         )
     except subprocess.TimeoutExpired:
         raise CliError(f"{what} did not end within {limit_s:g} s", hint=late_hint) from None
@@ -61,7 +64,13 @@ def ask_program(
 
 
 def run_program(
-    module: str, arguments: Sequence[str], *, what: str, limit_s: float, with_variables: bool = True
+    module: str,
+    arguments: Sequence[str],
+    *,
+    what: str,
+    limit_s: float,
+    with_variables: bool = True,
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Answer the JSON object that `python -m taskforged.<module>` prints, whatever its exit code.
 
@@ -71,10 +80,13 @@ def run_program(
         what: is being done, for messages: `the check of /home`.
         limit_s: how long it may take.
         with_variables: False: settings in this shell's variables do not count.
+        apart: Ctrl-C is not for it.
 
     Raises:
         CliError: see `ask_program`.
     """
     command = [sys.executable, "-m", f"taskforged.{module}", *arguments]
     variables = [(n, v) for n, v in os.environ.items() if with_variables or not n.startswith("TASKFORGE_")]
-    return ask_program(command, what=what, limit_s=limit_s, environment=variables, late_hint="allow more time")
+    return ask_program(
+        command, what=what, limit_s=limit_s, environment=variables, late_hint="allow more time", apart=apart
+    )

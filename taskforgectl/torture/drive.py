@@ -240,7 +240,7 @@ class Driver:
             await asyncio.sleep(0.2)
         await self.looker.note_ends()
         await self.looker.check_slots()
-        await asyncio.sleep(0.5)  # the last events are on their way to their watcher
+        await self.looker.wait_for_feed()
 
     async def _tell_stuck(self) -> None:
         told: Sequence[str] = []
@@ -279,6 +279,7 @@ class Driver:
     async def _connect(self, ready_s: float) -> None:
         self.ledger.write("boot", boot=self.subject.boots, ready_s=round(ready_s, 3))
         await self.wire.connect(self.subject.target, self.subject.home.token())
+        self.looker.moved_at = self.ledger.now
 
     def _note_exit(self, code: int) -> None:
         if code != 0:
@@ -330,12 +331,11 @@ async def drive(driver: Driver, files: Files) -> dict[str, Any]:
         failure = error.message
     except RefusedError as refusal:
         failure = f"the daemon has refused: {refusal}"
-    arguments = ["--home", str(files.home), str(files.inventory)]
-    answer = await asyncio.to_thread(
-        run_program, "inventory", arguments, what="the inventory", limit_s=_INVENTORY_S, with_variables=False
-    )
-    if not answer["ok"]:
-        failure = f"{failure}; {answer['message']}".lstrip("; ")
+    try:
+        arguments = ["--home", str(files.home), str(files.inventory)]
+        await asyncio.to_thread(_take_inventory, arguments)
+    except CliError as error:
+        failure = f"{failure}; {error.message}".removeprefix("; ")
     counts = {
         "failure": failure,
         "faults": dict(driver.faults),
@@ -349,3 +349,11 @@ async def drive(driver: Driver, files: Files) -> dict[str, Any]:
     }
     (files.folder / "driver.json").write_text(json.dumps(counts, indent=1))
     return counts
+
+
+def _take_inventory(arguments: Sequence[str]) -> None:
+    answer = run_program(
+        "inventory", arguments, what="the inventory", limit_s=_INVENTORY_S, with_variables=False, apart=True
+    )
+    if not answer["ok"]:
+        raise CliError(answer["message"])

@@ -50,7 +50,8 @@ class Load:
     Attributes:
         is_over: nobody starts anything any more; people only help what is open to its end.
         open_runs: how many there are, as somebody has told who looks.
-        fresh_runs: acknowledged and not yet looked for; the same of events.
+        fresh_runs: acknowledged, and not looked for since; `fresh_events` likewise.
+        last_told: the newest event that the watcher of events has seen.
     """
 
     def __init__(self, plan: Plan, wire: Wire, sender: Sender, ledger: Ledger, rate: float) -> None:
@@ -63,6 +64,8 @@ class Load:
         self.open_runs = 0
         self.acts: Counter[str] = Counter()
         self.fresh_runs: set[str] = set()
+        self.fresh_events: set[str] = set()
+        self.last_told = ""
 
     def starters(self) -> list[Callable[[], Awaitable[None]]]:
         """Answer those who go home when it is over."""
@@ -135,7 +138,7 @@ class Load:
                 return
             n += 1
             for _ in range(2 if chance.random() < 0.15 else 1):  # a sender that did not believe the answer
-                await self._sender.deliver(n)
+                self.fresh_events.add(await self._sender.deliver(n))
 
     async def _publish(self) -> None:
         chance = self._plan.stream("publisher")
@@ -154,6 +157,7 @@ class Load:
                     self._unexpected(f"event {n}", refusal)
                     break
                 self._ledger.write("published", request=f"p-{n}", event=event.id)
+                self.fresh_events.add(event.id)
 
     # --- people who steer runs ---------------------------------------------------------------------------------------
 
@@ -330,6 +334,7 @@ class Load:
                 async for portion in self._wire.stream("WatchEvents", filter=wanted, after_cursor=cursor):
                     if portion.entries:
                         self._ledger.write("told", events=[one.event.id for one in portion.entries])
+                        self.last_told = portion.entries[-1].event.id
                     cursor = portion.cursor or (portion.entries[-1].cursor if portion.entries else cursor)
             except RefusedError as refusal:
                 if refusal.status not in BROKEN:

@@ -84,7 +84,18 @@ class Looker:
                     break
         for run_id in sorted(missing):
             self._ledger.violation("runs", f"{run_id} was acknowledged and is gone after a restart")
+        await self._look_for_events()
         self._ledger.write("looked", lives=1)
+
+    async def _look_for_events(self) -> None:
+        fresh = self._load.fresh_events - {""}
+        self._load.fresh_events = set()
+        for event_id in sorted(fresh):
+            try:
+                await self._wire.insist("GetEvent", event_id=event_id)
+            except RefusedError as refusal:
+                if refusal.status == "NOT_FOUND":
+                    self._ledger.violation("publications", f"{event_id} was acknowledged and is gone after a restart")
 
     async def note_ends(self) -> None:
         """Look at all runs once."""
@@ -115,6 +126,16 @@ class Looker:
             if (await self._wire.insist("ListEvents", **wanted)).events:
                 return False
         return True
+
+    async def wait_for_feed(self) -> None:
+        """Publish a last event, and wait until the watcher of events has come to it."""
+        event = (await self._wire.insist("PublishEvent", type="torture.last", request_id="last")).event
+        deadline = self._ledger.now + STUCK_S
+        while self._load.last_told != event.id:
+            if self._ledger.now > deadline:
+                self._ledger.violation("feed", f"the watcher never came to the last event, {event.id}")
+                return
+            await asyncio.sleep(0.1)
 
     async def check_slots(self) -> None:
         """Check that a daemon without open runs holds no slot."""

@@ -143,8 +143,8 @@ class Sender:
         if self._session is not None:
             await self._session.close()
 
-    async def deliver(self, n: int) -> None:
-        """Send delivery `d-N` until it is acknowledged."""
+    async def deliver(self, n: int) -> str:
+        """Send delivery `d-N` until it is acknowledged; answers its event, nothing when it was refused for good."""
         body = json.dumps({"n": n}).encode()
         signature = hmac.new(HOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
         headers = {"Content-Type": "application/json", "X-Signature": signature, "X-Delivery": f"d-{n}"}
@@ -154,10 +154,10 @@ class Sender:
             if answer is not None and answer[0] in {200, 202}:
                 told = answer[1]
                 self._ledger.write("delivered", delivery=f"d-{n}", event=told["event_id"], runs=told["run_ids"])
-                return
+                return str(told["event_id"])
             if answer is not None and answer[0] not in {429, 503, 507}:
                 self._ledger.violation("deliveries", f"d-{n} was refused with {answer[0]}: {answer[1]}")
-                return
+                return ""
             self.repeats += 1
             await asyncio.sleep(0.05)
 

@@ -71,7 +71,7 @@ def torture(wanted: Torture, show: Callable[[Progress], None]) -> dict[str, Any]
                 break
             if not wanted.keep:
                 shutil.rmtree(files.folder)
-    except BaseException:
+    except (CliError, KeyboardInterrupt):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return _together(wanted, folder, reports)
