@@ -199,7 +199,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("tls", "client_ca", "", _file, "gRPC clients over TCP must have a certificate of this CA"),
     Setting("tls", "http", "auto", _switch_or_auto, "webhooks over TLS; auto: beyond loopback, not behind a proxy"),
     Setting("executor", "pool_size", 64, _integer(1, 10_000), "steps at work at once"),
-    Setting("executor", "grace", 10.0, _seconds(0, 3600), "seconds that running steps have to finish at shutdown"),
+    Setting("executor", "grace", 8.0, _seconds(0, 3600), "seconds that running steps have to finish at shutdown"),
     Setting(
         "store",
         "synchronous",

@@ -6,12 +6,16 @@ judged again later; each function answers its faults in words, none when the pro
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PROPERTIES", "Entry", "Message", "Record", "Session", "Stored", "faults"]
+from taskforge.v1 import event_pb2, event_service_pb2, run_pb2, run_service_pb2
+from taskforge.v1.event_service_pb2_grpc import EventServiceStub
 
 
 class Entry(NamedTuple):
@@ -152,3 +156,68 @@ PROPERTIES: Sequence[Callable[[Record, Stored], list[str]]] = (
 def faults(record: Record, stored: Stored) -> list[str]:
     """Everything that is wrong with a record, the first few of each kind."""
     return [f"{one.__name__}: {fault}" for one in PROPERTIES for fault in one(record, stored)[:3]]
+
+
+# --- from the streams of the control plane ---------------------------------------------------------------------------
+
+
+def of_event(event: event_pb2.Event) -> str:
+    """What identifies an event."""
+    return f"{event.id} {event_pb2.Event.Outcome.Name(event.outcome).removeprefix('OUTCOME_')} {event.type}"
+
+
+def event_message(raw: event_service_pb2.WatchEventsResponse, _: int) -> Message:
+    """Turn what a watch of events says into a message."""
+    return Message([Entry(int(one.cursor), of_event(one.event)) for one in raw.entries], int(raw.cursor), raw.removed)
+
+
+def of_history(event: run_pb2.HistoryEvent) -> str:
+    """All that is in an event of a run's history."""
+    return f"{event.kind} {event.step} {event.attempt} {event.body_json} {event.hash}"
+
+
+def history_message(raw: run_service_pb2.WatchRunResponse, cursor: int) -> Message:
+    """Turn what a watch of a run says into a message; it has a cursor only with its events."""
+    entries = [Entry(one.sequence, of_history(one)) for one in raw.events]
+    return Message(entries, entries[-1].position if entries else cursor)
+
+
+class LogCursors:
+    """Numbers for the cursors of logs: each entry is further in the history or in the lines."""
+
+    def __init__(self) -> None:
+        self.text: dict[int, str] = {0: ""}
+
+    def message(self, raw: run_service_pb2.WatchRunLogsResponse, cursor: int) -> Message:
+        """Turn what a watch of a log says into a message."""
+        entries = [Entry(self._number(one.cursor), of_line(one)) for one in raw.entries]
+        return Message(entries, entries[-1].position if entries else cursor)
+
+    def _number(self, cursor: str) -> int:
+        sequence, line = cursor.removeprefix("h").split(".l")
+        number = int(sequence) + int(line)
+        self.text[number] = cursor
+        return number
+
+
+def of_line(entry: run_pb2.LogEntry) -> str:
+    """All that is in an entry of a log."""
+    return f"{entry.step} {entry.attempt} {entry.stream} {entry.text}"
+
+
+async def newest_cursor(stub: EventServiceStub) -> int:
+    """Where a watch of events begins now."""
+    call = stub.WatchEvents(event_service_pb2.WatchEventsRequest(), timeout=30)
+    raw = await call.read()
+    call.cancel()
+    return int(raw.cursor)
+
+
+def stored_events(home: Path) -> dict[int, str]:
+    """The events of a stopped daemon's home by position, but for the engine's own."""
+    with contextlib.closing(sqlite3.connect(f"file:{home / 'taskforge.db'}?mode=ro", uri=True)) as database:
+        rows = database.execute(
+            "SELECT f.position, e.id || ' ' || e.outcome || ' ' || e.type FROM event_feed f"
+            " JOIN events e ON e.no = f.event_no WHERE e.source <> 'engine'"
+        )
+        return dict(rows)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
-import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +19,21 @@ from taskforge.v1 import event_pb2, run_pb2
 from taskforge.v1 import event_service_pb2 as events
 from taskforge.v1 import run_service_pb2 as runs
 from taskforge.v1.event_service_pb2_grpc import EventServiceStub
-from watching import Entry, Message, Record, Session, faults, ordered, unique
+from watching import (
+    LogCursors,
+    Message,
+    Record,
+    Session,
+    event_message,
+    faults,
+    history_message,
+    newest_cursor,
+    of_history,
+    of_line,
+    ordered,
+    stored_events,
+    unique,
+)
 
 IS_BIG = "TASKFORGE_TEST_CYCLES" in os.environ
 EVENTS, WATCHERS, RECONNECTS, KILLS = (100_000, 20, 50, 20) if IS_BIG else (1_000, 6, 6, 2)
@@ -84,44 +96,6 @@ class Watcher:
         return False
 
 
-def of_event(event: event_pb2.Event) -> str:
-    return f"{event.id} {event_pb2.Event.Outcome.Name(event.outcome).removeprefix('OUTCOME_')} {event.type}"
-
-
-def event_message(raw: events.WatchEventsResponse, _: int) -> Message:
-    return Message([Entry(int(one.cursor), of_event(one.event)) for one in raw.entries], int(raw.cursor), raw.removed)
-
-
-def of_history(event: run_pb2.HistoryEvent) -> str:
-    return f"{event.kind} {event.step} {event.attempt} {event.body_json} {event.hash}"
-
-
-def history_message(raw: runs.WatchRunResponse, cursor: int) -> Message:
-    entries = [Entry(one.sequence, of_history(one)) for one in raw.events]
-    return Message(entries, entries[-1].position if entries else cursor)
-
-
-class LogCursors:
-    """Numbers for the cursors of logs: each entry is further in the history or in the lines."""
-
-    def __init__(self) -> None:
-        self.text: dict[int, str] = {0: ""}
-
-    def message(self, raw: runs.WatchRunLogsResponse, cursor: int) -> Message:
-        entries = [Entry(self._number(one.cursor), of_line(one)) for one in raw.entries]
-        return Message(entries, entries[-1].position if entries else cursor)
-
-    def _number(self, cursor: str) -> int:
-        sequence, line = cursor.removeprefix("h").split(".l")
-        number = int(sequence) + int(line)
-        self.text[number] = cursor
-        return number
-
-
-def of_line(entry: run_pb2.LogEntry) -> str:
-    return f"{entry.step} {entry.attempt} {entry.stream} {entry.text}"
-
-
 async def publish(daemon: Daemon, numbers: range, acked: list[str]) -> None:
     for n in numbers:
         kind = "order.paid" if n % 2 else "nobody.asks"  # asked about later, and decided at once
@@ -134,22 +108,6 @@ async def publish(daemon: Daemon, numbers: range, acked: list[str]) -> None:
                 assert error.code() in RETRYABLE, error
                 await asyncio.sleep(0.05)
         acked.append(answer.event.id)
-
-
-def stored_events(daemon: Daemon) -> dict[int, str]:
-    with contextlib.closing(sqlite3.connect(f"file:{daemon.home / 'taskforge.db'}?mode=ro", uri=True)) as database:
-        rows = database.execute(
-            "SELECT f.position, e.id || ' ' || e.outcome || ' ' || e.type FROM event_feed f"
-            " JOIN events e ON e.no = f.event_no WHERE e.source <> 'engine'"
-        )
-        return dict(rows)
-
-
-async def newest(daemon: Daemon) -> int:
-    call = daemon.stub(EventServiceStub).WatchEvents(events.WatchEventsRequest(), timeout=30)
-    raw = await call.read()
-    call.cancel()
-    return int(raw.cursor)
 
 
 async def all_lines(daemon: Daemon, run_id: str) -> list[str]:
@@ -221,7 +179,7 @@ async def _watch_and_kill(daemon: Daemon, chance: random.Random, acked: list[str
         await asyncio.gather(kill(), *(publish(daemon, numbers, acked) for numbers in share))
         while await pending(daemon):
             await asyncio.sleep(0.05)
-        goal = await newest(daemon)
+        goal = await newest_cursor(daemon.stub(EventServiceStub))
 
     kinds = [("", "order.*")[number % 2] for number in range(WATCHERS)]
     async with asyncio.TaskGroup() as tasks:
@@ -244,7 +202,7 @@ async def _watch_and_kill(daemon: Daemon, chance: random.Random, acked: list[str
         seen = Counter(entry.content for entry in watcher.record.entries())
         assert seen == Counter(await all_lines(daemon, run_id))
     assert await asyncio.to_thread(daemon.terminate) == 0
-    stored = stored_events(daemon)
+    stored = stored_events(daemon.home)
     assert {text.split()[0] for text in stored.values()} == set(acked), "an event was lost, or stored twice"
     for watcher, kind in zip(watchers, kinds, strict=True):
         fitting = {at: text for at, text in stored.items() if not kind or " order." in text}
