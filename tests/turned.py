@@ -7,6 +7,7 @@ libfaketime can do it, too, but reads its file at each look at the clock: the da
 from __future__ import annotations
 
 import mmap
+import struct
 import subprocess
 import tempfile
 import time
@@ -30,11 +31,11 @@ class WallClock:
         library, state = folder / "turnclock.so", folder / "turned"
         command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", library, _SOURCE, "-ldl"]
         subprocess.run(command, check=True, timeout=60)
-        state.write_bytes(bytes(8))
+        state.write_bytes(bytes(16))
         with state.open("r+b") as file:
-            self._shared = mmap.mmap(file.fileno(), 8)
+            self._shared = mmap.mmap(file.fileno(), 16)
         self.env = {"LD_PRELOAD": str(library), "TURN_CLOCK": str(state)}
-        self._turned_ns = 0
+        self._turned_ns = self._still_ns = 0
 
     def __enter__(self) -> Self:
         return self
@@ -47,14 +48,25 @@ class WallClock:
 
     def turn(self, by_s: float) -> None:
         """Set it forward, or back, by so much."""
-        self._turned_ns += round(by_s * 1e9)
-        self._shared[:] = self._turned_ns.to_bytes(8, "little", signed=True)
+        if self._still_ns:
+            self._still_ns += round(by_s * 1e9)
+        else:
+            self._turned_ns += round(by_s * 1e9)
+        self._show()
+
+    def freeze(self) -> None:
+        """Let it stand still from now on, unless it is turned."""
+        self._still_ns = round(self.now() * 1e9)
+        self._show()
+
+    def _show(self) -> None:
+        self._shared[:] = struct.pack("<qq", self._turned_ns, self._still_ns)
 
     @property
     def turned_s(self) -> float:
-        """How far ahead of the right time it is."""
+        """How far ahead of the right time it goes."""
         return self._turned_ns / 1e9
 
     def now(self) -> float:
         """What it shows, in seconds since 1970."""
-        return (time.time_ns() + self._turned_ns) / 1e9
+        return (self._still_ns or time.time_ns() + self._turned_ns) / 1e9
