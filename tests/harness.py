@@ -277,6 +277,18 @@ class Daemon(Caller):
         self.ready_s.append(time.monotonic() - began)
         return self
 
+    def appear(self) -> bool:
+        """Start, and wait until it says that it is ready or has ended before; answers whether it is."""
+        self.info = {}
+        self.process = self.spawn()
+        while self.process.poll() is None:
+            found = self._read_run_file()
+            if found.get("pid") == self.process.pid:
+                self.info = found
+                return True
+            time.sleep(0.005)
+        return False
+
     def _read_run_file(self) -> dict[str, Any]:
         try:
             return json.loads((self.home / "taskforged.json").read_bytes())

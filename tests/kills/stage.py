@@ -155,6 +155,10 @@ class Crowd:
         finally:
             await board.close()
 
+    async def appear(self) -> bool:
+        """Start; answers whether the daemon became ready, or ended before."""
+        return await asyncio.to_thread(self.daemon.appear)
+
     async def load_until_gone(self, *, clients: int = 2) -> int:
         """Ask for things of all kinds until the process has ended; answers its exit code.
 

@@ -92,10 +92,10 @@ async def _die_at(name: str, visit: int, crowd: Crowd) -> None:
     if name.startswith("start."):
         code = await asyncio.to_thread(_end_of_start, daemon)
     else:
-        await asyncio.to_thread(daemon.start)
+        is_ready = await crowd.appear()  # it comes by at some places before that
         async with asyncio.TaskGroup() as group:
-            load = group.create_task(crowd.load_until_gone(clients=0 if name in IDLE else 2))
-            if name not in IDLE:
+            load = group.create_task(crowd.load_until_gone(clients=2 if is_ready and name not in IDLE else 0))
+            if is_ready and name not in IDLE:
                 await asyncio.sleep(crowd.chance.uniform(0.0, 0.1))
                 await _provoke(name, crowd)
         code = load.result()

@@ -41,8 +41,9 @@ name: patient
 input: {type: object, required: [base, nap], properties: {base: {type: string}, nap: {type: string}}}
 steps:
   - id: again
-    http: {method: POST, url: "${{ input.base }}/fail?n=2"}
-    retry: {max_attempts: 5, strategy: fixed, delay: 400ms, jitter: none}
+    http: {method: POST, url: "${{ input.base }}/status/503"}
+    retry: {max_attempts: 3, strategy: fixed, delay: 400ms, jitter: none}
+    continue_on_error: true
   - id: nap
     sleep: ${{ input.nap }}
   - id: many

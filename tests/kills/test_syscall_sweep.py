@@ -47,8 +47,9 @@ async def _sweep(crowd: Crowd, plans: list[str]) -> None:
     started = 0
     for number, plan in enumerate(plans, start=1):
         daemon.env["KILLAT"] = plan
-        code, ready = await _one_life(crowd)
+        ready = await crowd.appear()
         started += ready
+        code = await crowd.load_until_gone(clients=2 if ready else 0)
         assert code == -signal.SIGKILL, f"{plan}: exit code {code}\n{daemon.tail(20)}"
         crowd.check(plan)
         if number % SETTLE_EVERY == 0 or number == len(plans):
@@ -60,29 +61,6 @@ async def _sweep(crowd: Crowd, plans: list[str]) -> None:
     assert started >= len(plans) / 2, "most lives ended before the clients could do anything"
     assert "Traceback" not in daemon.log_text()
     print(f"{len(plans)} lives, {started} of them became ready; {sum(map(len, crowd.acked.values()))} acknowledged")
-
-
-async def _one_life(crowd: Crowd) -> tuple[int, bool]:
-    """Load until it is gone; a small N may come before it is ready."""
-    daemon = crowd.daemon
-    daemon.process = daemon.spawn()
-    ready = asyncio.create_task(asyncio.to_thread(_wait_ready, daemon))
-    if not await ready:
-        code = daemon.process.wait(Daemon.READY_S)
-        daemon.close_process()
-        return code, False
-    return await crowd.load_until_gone(), True
-
-
-def _wait_ready(daemon: Daemon) -> bool:
-    """Wait until the doors are open or the process has ended; answers which."""
-    assert daemon.process is not None
-    while daemon.process.poll() is None:
-        found = daemon._read_run_file()
-        if found.get("pid") == daemon.process.pid:
-            daemon.info = found
-            return True
-    return False
 
 
 @pytest.mark.timeout(120 + 6 * LIVES)
@@ -118,8 +96,7 @@ def test_a_kill_at_the_nth_sync_of_a_new_home_leaves_one_that_starts(nursery: Nu
     for n in _spread(FRESH_SYNCS, max(4, min(LIVES // 2, FRESH_SYNCS)), chance):
         daemon = Daemon(tmp_path / f"home{n}", nursery=nursery, env={"KILLAT": f"sync:{n}:before"})
         try:
-            daemon.process = daemon.spawn()
-            cut += not _wait_ready(daemon)
+            cut += not daemon.appear()
             daemon.kill()
             del daemon.env["KILLAT"]
             daemon.start()
