@@ -85,7 +85,7 @@ bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARG
 
 .PHONY: soak
 soak: $(STAMP) ## the crash tests for longer (CYCLES=200)
-	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(PYTEST) -s -p no:randomly --timeout=3600 tests/crash/test_kill9.py tests/crash/test_kill9_semantics.py tests/crash/test_kill9_triggers.py tests/crash/test_watches.py tests/storage/test_backups.py tests/storage/test_long_load.py
+	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(PYTEST) -s -p no:randomly --timeout=3600 tests/crash/test_kill9.py tests/crash/test_kill9_semantics.py tests/crash/test_kill9_triggers.py tests/crash/test_watches.py tests/storage/test_backups.py tests/storage/test_long_load.py tests/rpc/test_open_streams.py
 
 .PHONY: clean
 clean: ## remove what was made here, .venv too

@@ -207,7 +207,7 @@ def _build_traces(base: _Base) -> Loop | None:
 
 
 def _build_base(config: Config, clock: Clock, store: Store, info: Info, keys: KeySource) -> _Base:
-    access = Access(store, clock)
+    access = Access(store, clock, streams_max=config("grpc", "streams_per_token"))
     triggers = TriggerBook(store, clock)
     pulse = Pulse(lambda: store.journal.stats.commit_began, stall_s=config("log", "stall"))
     audit = Audit(store, clock, keep_days=config("audit", "keep_days"), keep_rows=config("audit", "keep_rows"))

@@ -26,6 +26,7 @@ from taskforged.errors import (
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
+    ResourceExhaustedError,
     TaskforgeError,
     UnauthenticatedError,
     Violation,
@@ -40,6 +41,8 @@ _ALPHABET = string.ascii_letters + string.digits
 _CREDENTIAL = re.compile(r"tfk_([a-z2-7]{12})_([A-Za-z0-9]{43})")
 _TOUCH_EVERY_US = 60_000_000
 """Last use is recorded to the minute: exact times would cost a write for every read."""
+
+STREAMS_MAX = 1000
 
 _NO_HASH = bytes(32)
 """The hash of nothing: SHA-256 of no known text."""
@@ -144,7 +147,9 @@ class _Stream(NamedTuple):
 class Access:
     """Tokens and namespaces."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, streams_max: int = STREAMS_MAX) -> None:
+        """Create an empty book; `streams_max` is how many streams and waiting calls of one token may be open."""
+        self._streams_max = streams_max
         self._store = store
         self._clock = clock
         self._tokens: dict[str, TokenRecord] = {}
@@ -226,9 +231,18 @@ class Access:
 
         Raises:
             UnauthenticatedError: that happened.
+            ResourceExhaustedError: the token has too many of them open.
         """
         limit = asyncio.timeout_at(self._end_of(principal))
         stream = _Stream(principal, limit)
+        if len(self._streams.get(principal.token_id, ())) >= self._streams_max:
+            raise ResourceExhaustedError(
+                f"the token {principal.name!r} has {self._streams_max:,} streams open already: close some, use another"
+                " token, or raise [grpc] streams_per_token",
+                reason="TOO_MANY_STREAMS",
+                metadata={"limit": str(self._streams_max)},
+                retry_after_s=5.0,
+            )
         streams = self._streams.setdefault(principal.token_id, set())
         try:
             async with limit:

@@ -31,7 +31,7 @@ _PAGES_MORE = _PAGES // 4
 
 _FRAME_BYTES = 4096 + 24
 
-_PATIENCE_MS = 10
+_PATIENCE_MS = 50
 _PATIENCE_PRESSED_MS = 1000
 """How long a checkpoint waits for readers; commits wait with it."""
 
@@ -89,7 +89,7 @@ class Checkpointer:
 
     def truncate(self, connection: sqlite3.Connection) -> Checkpoint:
         """Move the log and cut its file to nothing; raises as `run` does."""
-        return self._execute(connection, "TRUNCATE", 10 * _PATIENCE_MS)
+        return self._execute(connection, "TRUNCATE", 2 * _PATIENCE_MS)
 
     def _execute(self, connection: sqlite3.Connection, mode: str, patience_ms: int) -> Checkpoint:
         began = time.monotonic()
