@@ -83,9 +83,13 @@ docs: $(STAMP) ## write the pages that are made from code
 bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARGS="--quick" for a short look)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# Tests that have a larger size than CI has time for.
+SOAK = $(addprefix tests/,crash/test_kill9.py crash/test_kill9_semantics.py crash/test_kill9_triggers.py \
+  crash/test_watches.py storage/test_backups.py storage/test_long_load.py rpc/test_open_streams.py)
+
 .PHONY: soak
-soak: $(STAMP) ## the crash tests for longer (CYCLES=200)
-	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(PYTEST) -s -p no:randomly --timeout=3600 tests/crash/test_kill9.py tests/crash/test_kill9_semantics.py tests/crash/test_kill9_triggers.py tests/crash/test_watches.py tests/storage/test_backups.py tests/storage/test_long_load.py tests/rpc/test_open_streams.py
+soak: $(STAMP) ## the gates of docs/testing.md for longer (CYCLES=200)
+	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(PYTEST) -s -p no:randomly --timeout=3600 $(SOAK)
 
 .PHONY: clean
 clean: ## remove what was made here, .venv too
