@@ -531,12 +531,13 @@ class EffectServer:
     """An HTTP server on loopback, in a thread of its own, that records every call by its Idempotency-Key.
 
     `/echo` answers what it got. `/slow?ms=` waits first. `/fail?n=` answers 503 to the first n calls of each key.
-    `/status/NNN` answers that. `/build` answers `{"version": ref}`. Anything else (`/production`, `/staging`, `/ops`,
+    `/status/NNN` answers that, `/broken` 503 until somebody sets `mended`. `/build` answers `{"version": ref}`. Anything else (`/production`, `/staging`, `/ops`,
     `/deploy/…`, `/alert`) answers `{"ok": true}`.
     """
 
     def __init__(self) -> None:
         self.url = ""
+        self.mended = False
         self._state = _State()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -608,6 +609,8 @@ class EffectServer:
         elif path == "/fail" and state.failures[call.key] < int(request.query.get("n", "1")):
             state.failures[call.key] += 1
             return web.json_response({"error": "not yet"}, status=503)
+        elif path == "/broken" and not self.mended:
+            return web.json_response({"error": "out of order"}, status=503)
         elif path.startswith("/status/"):
             return web.json_response({"status": int(path[8:])}, status=int(path[8:]))
         elif path == "/build":
