@@ -81,6 +81,32 @@ async def test_nothing_is_taken_from_a_daemon_that_stands_still(effects: EffectS
         await daemon.aclose()
 
 
+NAP = """
+name: nap
+steps:
+  - id: nap
+    sleep: 10ms
+"""
+
+
+async def test_nothing_is_taken_while_the_event_loop_stands_still(effects: EffectServer) -> None:
+    blocked = {"TASKFORGE_FAILPOINTS": f"timer.due=sleep:{STOPPED_S}", "TASKFORGE_LOG_STALL": "1"}
+    daemon = Daemon(env={"TASKFORGE_LIMITS_STUCK_SCAN": str(SCAN_S), **blocked})
+    try:
+        await asyncio.to_thread(daemon.start)
+        await daemon.apply(NAP)
+        runs = await _under_way(daemon, effects, [STOPPED_S / 2] * EACH + [STOPPED_S * 1.5] * EACH)
+        runs.append(await start_run(daemon, "nap"))
+        ended = await wait_until_idle(daemon, runs, within_s=60)
+        assert {run.state for run in ended.values()} == {run_pb2.Run.STATE_SUCCEEDED}
+        assert {len(made) for made in effects.calls().values()} == {1}
+        assert "loop.blocked" in daemon.log_text(), "it did not stand still: this test has shown nothing"
+        for event in ("run.stuck", "attempt.fenced"):
+            assert event not in daemon.log_text(), f"the log tells of {event}"
+    finally:
+        await daemon.aclose()
+
+
 def _check_refused(daemon: Daemon, scratch: Path) -> None:
     """A second daemon on the home of a stopped one ends by itself, and says who has it."""
     second = Daemon(daemon.home)
