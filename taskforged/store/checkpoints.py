@@ -130,5 +130,5 @@ class Checkpointer:
     def _size(self) -> int:
         try:
             return self._wal.stat().st_size
-        except FileNotFoundError:
+        except OSError:  # it is not there yet; and a commit that has succeeded must not fail by a look
             return 0

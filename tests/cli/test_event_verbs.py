@@ -112,6 +112,19 @@ def test_show(call):
 # --- why -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_watch_says_what_retention_took(call):
+    def watch(request):
+        assert request.after_cursor == "4"
+        entries = [pb.WatchEventsResponse.Entry(cursor="8", event=_event(8))]
+        yield pb.WatchEventsResponse(entries=entries, cursor="8", removed=1_200)
+        raise Refusal(grpc.StatusCode.NOT_FOUND, "enough")
+
+    call.fake.answers["WatchEvents"] = watch
+    told = call("event", "watch", "--after", "4", "-o", "name", code=3)
+    assert told.out == "evt_8\n"
+    assert told.err.startswith("removed by retention, whether they would fit or not: 1,200\n")
+
+
 def test_why(call):
     error = run_pb2.Error(code="http_status", message="503")
     runs = [

@@ -80,7 +80,7 @@ def stream(
                     tell_interruption(update.reason)
                     continue
                 if update.removed:
-                    click.echo(f"removed by retention, whether they fit or not: {update.removed:,} events", err=True)
+                    click.echo(f"removed by retention, whether they would fit or not: {update.removed:,}", err=True)
                 for entry in update.entries:
                     if entry.event.id not in known:
                         show({"cursor": entry.cursor, **plain(entry.event)})
