@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import shutil
 import sys
 from typing import Any, Self
 
@@ -101,7 +102,8 @@ class _Line:
     def show(self, progress: Any) -> None:
         """Show where it is."""
         if self._is_drawn:
-            click.echo(f"\r\x1b[K{_words(progress)}", err=True, nl=False)
+            width = shutil.get_terminal_size().columns - 1
+            click.echo(f"\r\x1b[K{_words(progress)[:width]}", err=True, nl=False)
         elif progress.phase != self._phase or progress.at_s >= self._next_s:
             click.echo(_words(progress), err=True)
             self._next_s = progress.at_s + _LINE_S

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import platform
+import resource
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -86,17 +87,8 @@ class _OverError(Exception):
     """The load has ended early."""
 
 
-class Driver:
-    """Drives one round.
-
-    Args:
-        plan: what is going to happen.
-        files: where the evidence goes.
-        rate: what the load asks for, per second.
-        program: the command instead of `taskforged`.
-        stop: is set by whoever wants to end early.
-        show: takes the progress.
-    """
+class _Driver:
+    """Drives one round; see `drive`."""
 
     def __init__(
         self,
@@ -109,17 +101,16 @@ class Driver:
         show: Callable[[Progress], None],
     ) -> None:
         self._plan = plan
-        self._files = files
         self._stop = stop
         self._show = show
         self._is_over = False
         self._phase = "starting"
         self._began = 0.0
+        self._versions: dict[str, str] = {}
         self.faults: Counter[str] = Counter()
         self.ledger = Ledger(files.ledger)
-        has_shell = os.access(_SHELL, os.X_OK)
-        settings = {"TASKFORGE_SHELL_ALLOW": _SHELL} if has_shell else {}
-        self._has_shell = has_shell
+        self._has_shell = os.access(_SHELL, os.X_OK)
+        settings = {"TASKFORGE_SHELL_ALLOW": _SHELL} if self._has_shell else {}
         self.subject = Subject(files.home, files.log, settings, program)
         self.wire = Wire(lambda: self._is_over)
         self.outside = EffectServer(plan, files.calls, lambda: self.ledger.now, lambda: self.subject.boots)
@@ -153,11 +144,29 @@ class Driver:
                 if isinstance(outcome, Exception):
                     self.ledger.violation("driver", f"{type(outcome).__name__}: {outcome}")
 
+    def counts(self) -> dict[str, Any]:
+        """Answer what was done."""
+        return {
+            "versions": self._versions,
+            "faults": dict(self.faults),
+            "boots": self.subject.boots,
+            "starts_s": [round(life.ready_s, 3) for life in self.subject.lives],
+            "acts": dict(self.load.acts),
+            "calls": self.outside.calls,
+            "moods": dict(self.outside.moods),
+            "repeats": self.wire.repeats + self._sender.repeats,
+            "lasted_s": round(self.ledger.now, 1),
+            "driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+
     # --- the phases --------------------------------------------------------------------------------------------------
 
     async def _first_start(self) -> None:
         life = await self.subject.start()
         await self._connect(life.ready_s)
+        info = await self.wire.insist("GetInfo")
+        python, sqlite = platform.python_version(), info.sqlite_version
+        self._versions = {"taskforged": info.version, "SQLite": sqlite, "Python": python, "system": platform.platform()}
         await self.wire.insist("SetSecret", name="HOOK", value=HOOK_SECRET)
         await self.wire.insist("SetNamespace", name=TENANT, running_runs_max=2, running_steps_max=1)
         await self.wire.insist("SetQueue", name="narrow", running_steps_max=1)
@@ -316,39 +325,43 @@ class Driver:
             await asyncio.sleep(0.5)
 
 
-async def drive(driver: Driver, files: Files) -> dict[str, Any]:
-    """Drive a round to its end, and write its inventory; answers the driver's own counts.
+async def drive(
+    plan: Plan,
+    files: Files,
+    *,
+    rate: float,
+    program: Sequence[str],
+    stop: asyncio.Event,
+    show: Callable[[Progress], None],
+) -> dict[str, Any]:
+    """Drive a round to its end, and write its inventory; answers what the driver itself has counted.
+
+    Args:
+        plan: what is going to happen.
+        files: where the evidence goes.
+        rate: what the load asks for, per second.
+        program: the command instead of `taskforged`.
+        stop: is set by whoever wants to end early.
+        show: takes the progress.
 
     Raises:
         CliError: the daemon never started.
     """
+    driver = _Driver(plan, files, rate=rate, program=program, stop=stop, show=show)
     failure = ""
     try:
         await driver.run()
     except DaemonError as error:
         if not driver.subject.lives:
-            raise CliError(f"{error.message}:\n{driver.subject.tail()}", hint=f"look at {files.log}") from None
+            raise CliError(f"{error.message}:\n{driver.subject.tail()}") from None
         failure = error.message
     except RefusedError as refusal:
         failure = f"the daemon has refused: {refusal}"
     try:
-        arguments = ["--home", str(files.home), str(files.inventory)]
-        await asyncio.to_thread(_take_inventory, arguments)
+        await asyncio.to_thread(_take_inventory, ["--home", str(files.home), str(files.inventory)])
     except CliError as error:
         failure = f"{failure}; {error.message}".removeprefix("; ")
-    counts = {
-        "failure": failure,
-        "faults": dict(driver.faults),
-        "boots": driver.subject.boots,
-        "starts_s": [round(life.ready_s, 3) for life in driver.subject.lives],
-        "acts": dict(driver.load.acts),
-        "calls": driver.outside.calls,
-        "moods": dict(driver.outside.moods),
-        "repeats": driver.wire.repeats,
-        "lasted_s": round(driver.ledger.now, 1),
-    }
-    (files.folder / "driver.json").write_text(json.dumps(counts, indent=1))
-    return counts
+    return {"failure": failure, **driver.counts()}
 
 
 def _take_inventory(arguments: Sequence[str]) -> None:

@@ -13,6 +13,9 @@ from taskforgectl.torture.collect import World
 __all__ = ["lines", "merge", "report_of"]
 
 _SHOWN = 5
+_GREATEST = frozenset({"slowest_s", "driver_mib"})
+"""Figures of which rounds together have the greatest; all others are added up."""
+
 _KEPT = 50
 """Violations of one invariant in a report; the evidence has all of them."""
 
@@ -29,7 +32,9 @@ def report_of(world: World, counts: Mapping[str, Any], checked: Sequence[Checked
     return {
         "ok": not failure and not any(one.violations for one in checked),
         "failure": failure,
+        "versions": counts["versions"],
         "lasted_s": counts["lasted_s"],
+        "driver_mib": counts["driver_mib"],
         "faults": counts["faults"],
         "starts": {"count": counts["boots"], "ready": len(starts), "slowest_s": max(starts, default=0.0)},
         "runs": dict(Counter(run.state for run in world.runs.values())),
@@ -63,7 +68,7 @@ def merge(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Answer the report of all rounds together."""
     merged: dict[str, Any] = dict(reports[0])
     for report in reports[1:]:
-        merged = {name: _both(merged[name], report[name]) for name in merged}
+        merged = {name: _pick(name, merged[name], report[name]) for name in merged}
     return merged
 
 
@@ -82,7 +87,7 @@ def _both(one: Any, other: Any) -> Any:
 def _pick(name: str, one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
-    return max(one, other) if name == "slowest_s" else _both(one, other)
+    return max(one, other) if name in _GREATEST else _both(one, other)
 
 
 def _are_checks(value: Sequence[Any]) -> bool:
@@ -110,6 +115,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 def _what_was_done(report: Mapping[str, Any]) -> Iterator[str]:
     starts, effects, told = report["starts"], report["effects"], report["acknowledged"]
     yield f"seed      {report['seed']}, {report['lasted_s']:,.0f} s on {report['disk']}"
+    yield f"with      {', '.join(f'{name} {version}' for name, version in report['versions'].items())}"
     yield f"faults    {_listed(report['faults'])}"
     slowest = f"{starts['ready']} became ready, the slowest after {starts['slowest_s']:.2f} s"
     yield f"starts    {starts['count']}, of which {slowest}"

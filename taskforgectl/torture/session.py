@@ -16,7 +16,7 @@ from typing import Any
 from taskforgectl.errors import CliError
 from taskforgectl.torture.checks import check_all
 from taskforgectl.torture.collect import read_world
-from taskforgectl.torture.drive import Driver, Files, Progress, drive
+from taskforgectl.torture.drive import Files, Progress, drive
 from taskforgectl.torture.plan import Plan, Round, rounds
 from taskforgectl.torture.report import merge, report_of
 
@@ -119,9 +119,7 @@ async def _round(
     for number in signals:
         loop.add_signal_handler(number, end_early)
     try:
-        plan = Plan(this)
-        driver = Driver(plan, files, rate=wanted.rate, program=wanted.program, stop=stop, show=show)
-        counts = await drive(driver, files)
+        counts = await drive(Plan(this), files, rate=wanted.rate, program=wanted.program, stop=stop, show=show)
         world = await asyncio.to_thread(read_world, files.ledger, files.calls, files.inventory)
         report = report_of(world, counts, check_all(world))
         return {"seed": this.seed, "minutes": round(this.length_s / 60, 4), **report}, stop.is_set()
