@@ -92,6 +92,10 @@ SOAK = $(addprefix tests/,crash/test_kill9.py crash/test_kill9_semantics.py cras
 soak: $(STAMP) ## the gates of docs/testing.md for longer (CYCLES=200)
 	@TASKFORGE_TEST_CYCLES=$(or $(CYCLES),200) $(PYTEST) -s -p no:randomly --timeout=3600 $(SOAK)
 
+.PHONY: torture
+torture: $(STAMP) ## taskforgectl torture with several seeds (MINUTES=10 SEEDS="1 2 3")
+	@for seed in $(or $(SEEDS),1 2 3); do $(BIN)/taskforgectl torture --minutes $(or $(MINUTES),10) --seed $$seed; done
+
 .PHONY: clean
 clean: ## remove what was made here, .venv too
 	@rm -rf $(VENV) build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

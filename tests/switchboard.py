@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import importlib
 import io
 import itertools
 import json
@@ -21,38 +20,12 @@ import pytest
 from harness import Daemon
 from taskforge.v1 import event_pb2, run_pb2, token_pb2
 
+from taskforgectl.torture.wire import METHODS
+
 T = TypeVar("T")
 
-SERVICES = (
-    "audit",
-    "dead_letter",
-    "event",
-    "namespace",
-    "queue",
-    "run",
-    "secret",
-    "storage",
-    "system",
-    "token",
-    "trigger",
-    "workflow",
-)
 PENDING = "PENDING"
 _COUNTER = itertools.count(1)
-
-
-def _methods() -> dict[str, tuple[Any, Any]]:
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in SERVICES:
-        messages = importlib.import_module(f"taskforge.v1.{name}_service_pb2")
-        stubs = importlib.import_module(f"taskforge.v1.{name}_service_pb2_grpc")
-        (service,) = messages.DESCRIPTOR.services_by_name.values()
-        for method in service.methods:
-            found[method.name] = (getattr(stubs, f"{service.name}Stub"), getattr(messages, method.input_type.name))
-    return found
-
-
-METHODS = _methods()
 
 
 class Answer:

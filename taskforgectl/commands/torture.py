@@ -31,7 +31,7 @@ _LINE_S = 10.0
 @click.option(
     "--rate",
     type=click.FloatRange(0.1, 1000),
-    default=6.0,
+    default=10.0,
     show_default=True,
     help="Runs and events per second that are asked for.",
 )

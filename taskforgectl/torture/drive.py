@@ -268,19 +268,16 @@ class _Driver:
             await self.subject.stand_still(fault.for_s)
             return
         if fault.kind == "term":
-            await self.wire.disconnect()
             self._note_exit(await self.subject.terminate())
-            await asyncio.sleep(fault.for_s)
         else:
             await self.subject.kill()
-            await self.wire.disconnect()
+        await self.wire.disconnect()
         if fault.kind == "kill in start":
             await self.subject.spawn()
-            await asyncio.sleep(fault.for_s)
+        await asyncio.sleep(fault.for_s)
+        if fault.kind == "kill in start":
             self._check_alive()
             await self.subject.kill()
-        elif fault.kind == "kill":
-            await asyncio.sleep(fault.for_s)
         life = await self.subject.start()
         await self._connect(life.ready_s)
         await self.looker.after_restart()

@@ -39,7 +39,7 @@ class Torture:
     seed: int
     length_s: float
     folder: str = ""
-    rate: float = 6.0
+    rate: float = 10.0
     keep: bool = False
     program: Sequence[str] = ()
 

@@ -12,9 +12,22 @@ from taskforge.v1 import run_pb2
 
 from taskforgectl.errors import BROKEN
 
-__all__ = ["TERMINAL", "RefusedError", "Wire", "message", "state_name"]
+__all__ = ["METHODS", "TERMINAL", "RefusedError", "Wire", "message", "state_name"]
 
-_SERVICES = ("dead_letter", "event", "namespace", "queue", "run", "secret", "system", "trigger", "workflow")
+_SERVICES = (
+    "audit",
+    "dead_letter",
+    "event",
+    "namespace",
+    "queue",
+    "run",
+    "secret",
+    "storage",
+    "system",
+    "token",
+    "trigger",
+    "workflow",
+)
 _CALL_S = 15.0
 """Longer than the daemon is ever held still."""
 
@@ -46,12 +59,13 @@ def _methods() -> dict[str, tuple[Any, Any]]:
     return found
 
 
-_METHODS = _methods()
+METHODS = _methods()
+"""Stub and request of each method by name, of whichever service."""
 
 
 def message(method: str, **fields: Any) -> Any:
     """Answer the request of a method."""
-    return _METHODS[method][1](**fields)
+    return METHODS[method][1](**fields)
 
 
 class RefusedError(Exception):
@@ -148,7 +162,7 @@ class Wire:
     def _stub(self, method: str) -> Any:
         if self._channel is None:
             raise RefusedError("UNAVAILABLE", "the daemon is down")
-        return getattr(_METHODS[method][0](self._channel), method)
+        return getattr(METHODS[method][0](self._channel), method)
 
     async def _send(self, method: str, request: Any, timeout_s: float) -> Any:
         stub = self._stub(method)

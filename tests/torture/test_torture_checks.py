@@ -315,6 +315,9 @@ def test_a_clock_that_jumped_leaves_times_out():
     change_run(world, "run_8", history=world.runs["run_7"].history)
     checked = {one.name: one for one in check_all(world)}
     assert checked["recorded limits"].left_out
+    assert checked["pauses"].left_out
+    change_slot(world, 1, outcome="MISSED")
+    assert "schedules" not in failed(world)
     assert not checked["recorded limits"].violations
 
 
