@@ -39,13 +39,16 @@ static void die_if(const char *when, const char *now) {
     if (when != NULL && strcmp(when, now) == 0) kill(getpid(), SIGKILL);
 }
 
-static int has_name(int fd, const char *part, const char *not_part) {
+/* Answer whether a file is of a database, or with `base` whether it is the database itself. */
+static int is_database(int fd, int base) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length <= 0) return 0;
     path[length] = 0;
-    return strstr(path, part) != NULL && (not_part == NULL || strstr(path, not_part) == NULL);
+    const char *name = strrchr(path, '/');
+    if (name == NULL) return 0;
+    return base ? strcmp(name, "/taskforge.db") == 0 : strstr(name, ".db") != NULL && strstr(name, "-shm") == NULL;
 }
 
 #define SYNC(name)                                                                                                     \
@@ -66,8 +69,8 @@ SYNC(fdatasync)
     ssize_t name(int fd, const void *data, size_t size, offset at) {                                                   \
         static ssize_t (*real)(int, const void *, size_t, offset);                                                     \
         if (real == NULL) real = (ssize_t(*)(int, const void *, size_t, offset))dlsym(RTLD_NEXT, #name);               \
-        const char *when = has_name(fd, ".db", "-shm") ? due("write") : NULL;                                          \
-        if (when == NULL && has_name(fd, "taskforge.db", "-")) when = due("base");                                     \
+        const char *when = is_database(fd, 0) ? due("write") : NULL;                                          \
+        if (when == NULL && is_database(fd, 1)) when = due("base");                                     \
         die_if(when, "before");                                                                                        \
         if (when != NULL && strcmp(when, "half") == 0) {                                                               \
             real(fd, data, size / 2, at);                                                                              \

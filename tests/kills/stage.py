@@ -180,6 +180,19 @@ class Crowd:
                 await asyncio.gather(*loading)
                 self.daemon.close_process()
 
+    @property
+    def count(self) -> int:
+        """How many requests of all kinds were answered."""
+        return self.answered.total()
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more were answered, or the daemon is gone."""
+        wanted = self.count + count
+        async with asyncio.timeout(CHILD_S):
+            await asyncio.sleep(0.01)
+            while self.count < wanted and not self._over:
+                await asyncio.sleep(0.01)
+
     async def _client(self, kind: str, board: Board) -> None:
         while not self._over:
             self.asked[kind] += 1

@@ -60,7 +60,7 @@ async def _sweep(crowd: Crowd, plans: list[str]) -> None:
             crowd.check_database(f"after {plans[:number]}", kills=2 * number)
     assert started >= len(plans) / 2, "most lives ended before the clients could do anything"
     assert "Traceback" not in daemon.log_text()
-    print(f"{len(plans)} lives, {started} of them became ready; {sum(map(len, crowd.acked.values()))} acknowledged")
+    print(f"{len(plans)} lives, {started} of them became ready; {crowd.count} acknowledged")
 
 
 @pytest.mark.timeout(120 + 6 * LIVES)
