@@ -156,7 +156,9 @@ _ROW_FIELDS = tuple(
 
 def _entry(one: StoredEvent) -> list[Any]:
     event, body = one.event, one.event.body
-    more = {name: body[name] for name in ("epoch", "outcome", "pinned", "command") if name in body}
+    more = {name: body[name] for name in ("epoch", "outcome", "command") if name in body}
+    if body.get("pinned") is True:  # of a step; of a run it is all that was taken over
+        more["pinned"] = True
     return [event.sequence, event.at, event.kind.value, event.step, event.attempt, more]
 
 

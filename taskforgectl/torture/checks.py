@@ -307,12 +307,32 @@ def _keys(world: World, found: _Finding) -> None:
 
 
 def _compensations(world: World, found: _Finding) -> None:
+    """What was done is undone once at most; a retry may undo what it has taken over."""
+    undone: Counter[tuple[str | None, str]] = Counter()
     for run in world.runs.values():
-        kinds = Counter((entry.kind, entry.step) for entry in run.history)
-        for kind, step in kinds:
-            if kind == "step.queued" and step.endswith(":compensate"):
-                was_done = kinds["step.completed", step.removesuffix(":compensate")]
-                found.expect(was_done == 1, f"{run.id}: {step} without the step having been done")
+        for entry in run.history:
+            step, _, is_undoing = entry.step.partition(":")
+            if is_undoing and entry.kind == "step.queued" and entry.sequence == _first_of(run, entry.step):
+                doer = _doer(world, run, step)
+                undone[doer, step] += 1
+                found.expect(doer is not None, f"{run.id}: {entry.step} without the step having been done")
+    for (doer, step), count in undone.items():
+        found.expect(count == 1 or doer is None, f"{doer}/{step} was undone {count} times")
+
+
+def _first_of(run: Run, step: str) -> int:
+    return next(entry.sequence for entry in run.history if entry.step == step)
+
+
+def _doer(world: World, run: Run | None, step: str) -> str | None:
+    """Answer the run that has done a step which this run has done or taken over, None when none has."""
+    while run is not None:
+        if any(entry.kind == "step.completed" and entry.step == step for entry in run.history):
+            return run.id
+        if not any(entry.step == step and entry.more.get("pinned") for entry in run.history):
+            return None
+        run = world.runs.get(run.retry_of or run.rerun_of or "")
+    return None
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

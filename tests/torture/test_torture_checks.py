@@ -205,6 +205,7 @@ HARM: list[tuple[str, str, Harm]] = [
     ("once", "called 2 times", lambda w: repeat(w, "run_1/once", boot=2)),
     ("keys", "was used for", lambda w: repeat(w, "run_1/left", name="right")),
     ("compensations", "without", lambda w: tell(w, "run_2", ("step.queued", "act:compensate"))),
+    ("compensations", "was undone 2 times", lambda w: _taken_over(w, "run_1", "run_3")),
     ("limits", "2 were at it at once", lambda w: w.calls.update({"run_8/first": [_at("run_8/first", 2.05)]})),
     ("recorded limits", "2 at once", lambda w: change_run(w, "run_8", history=w.runs["run_7"].history)),
     ("pauses", "was paused", lambda w: entry(w, "held", queue="narrow", since=T0 - 2 * S, until=T0 + 9 * S)),
@@ -235,6 +236,12 @@ HARM: list[tuple[str, str, Harm]] = [
 
 def _at(key: str, began: float) -> Call:
     return call(key, "gate", "group-solo-0", began=began)
+
+
+def _taken_over(world: World, before: str, after: str) -> None:
+    """Let a run have taken over `left`, and undo it."""
+    tell(world, after, ("step.succeeded", "left", {"pinned": True}), ("step.queued", "left:compensate"))
+    change_run(world, after, retry_of=before)
 
 
 def _due(key: str) -> Call:
@@ -301,6 +308,14 @@ def test_most_at_once():
     assert most_at_once([]) == 0
     assert most_at_once([(1, 2), (2, 3), (5, 6)]) == 1
     assert most_at_once([(1, 4), (2, 3), (2.5, 6)]) == 3
+
+
+def test_a_retry_may_undo_what_it_has_taken_over():
+    world = healthy()
+    cancelled = run("run_1", "everything", *attempt("left"), *attempt("once"), ("step.succeeded", "tell"))
+    change_run(world, "run_1", history=cancelled.history)
+    _taken_over(world, "run_1", "run_10")
+    assert "compensations" not in failed(world)
 
 
 def test_a_caller_that_hung_up_was_gone_a_moment_before():
