@@ -420,6 +420,7 @@ def _build_controls(base: _Base, host: _Host, reactions: _Reactions) -> Controls
         doctor=Doctor(
             base.config,
             Live(info=base.info, clock=clock, runner=runner, stuck=host.stuck, backups=base.storage.backups),
+            base.store.must_end,
         ),
         stuck=host.stuck,
         meters=base.meters,

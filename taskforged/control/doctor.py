@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from taskforged.config import Config
 from taskforged.control.access import Principal
@@ -25,7 +25,9 @@ _DATABASE_S_MAX = 600.0
 class Doctor:
     """Examines the daemon that it is part of."""
 
-    def __init__(self, config: Config, live: Live) -> None:
+    def __init__(self, config: Config, live: Live, must_end: Callable[[float, float], bool]) -> None:
+        """Create a doctor; `must_end` is the store's, see `Inspection`."""
+        self._must_end = must_end
         self._config = config
         self._live = live
         self._turn = asyncio.Lock()
@@ -41,7 +43,7 @@ class Doctor:
         limit_s = DATABASE_S if database_s is None else database_s
         if not 1 <= limit_s <= _DATABASE_S_MAX:
             raise invalid("database_limit", f"must be from 1 to {_DATABASE_S_MAX:g} seconds")
-        async with self._turn, Inspection(self._config.database) as inspection:
+        async with self._turn, Inspection(self._config.database, self._must_end) as inspection:
             now = self._live.clock.now()
             return await examine(Subject(self._config, inspection, now, limit_s, self._live), CHECKS)
 

@@ -1,6 +1,7 @@
 """A look at the database file: a read-only connection in a thread of its own, so that nothing else waits for it.
 
-Every question has a time limit. A long read holds up checkpoints, and a check of a large file can take minutes.
+Every question has a time limit, and gives way where the log of a running daemon has become too long while it lasts: a
+long read holds up checkpoints, and a check of a large file can take minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Integrity(NamedTuple):
 class Inspection:
     """Reads one database file. Use as an asynchronous context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, must_end: Callable[[float, float], bool] | None = None) -> None:
+        """Create a closed one; `must_end` is `Store.must_end` where a daemon is at work on the file."""
+        self._must_end = must_end or _is_late
         self._thread = ConnectionThread(lambda: connect_reader(path))
         self._path = path
 
@@ -93,10 +96,10 @@ class Inspection:
         return Integrity(faults, ())
 
     async def _ask(self, function: Callable[[sqlite3.Connection], T], limit_s: float) -> T:
-        deadline = time.monotonic() + limit_s
+        began = time.monotonic()
 
         def ask(connection: sqlite3.Connection) -> T:
-            connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+            connection.set_progress_handler(lambda: self._must_end(began, limit_s), _STEPS)
             try:
                 return function(connection)
             finally:
@@ -106,10 +109,14 @@ class Inspection:
             return await self._thread.run(ask)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorname == "SQLITE_INTERRUPT":
-                raise UnavailableError(f"it takes longer than {limit_s:.0f} s") from error
+                raise UnavailableError(f"it takes longer than {limit_s:.0f} s, or the log had to be cut") from error
             raise CorruptStoreError(f"{self._path} cannot be read: {error}") from error
         except sqlite3.Error as error:
             raise CorruptStoreError(f"{self._path} cannot be read: {error}") from error
+
+
+def _is_late(began: float, within_s: float) -> bool:
+    return time.monotonic() > began + within_s
 
 
 def _tables(connection: sqlite3.Connection) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 from taskforged.errors import UnavailableError
 from taskforged.store import checkpoints
 from taskforged.store.checkpoints import Checkpointer
+from taskforged.store.inspection import Inspection
 from taskforged.store.store import Store
 
 FRAME = 4096 + 24
@@ -83,7 +84,8 @@ async def test_who_waits_for_a_commit_does_not_wait_for_the_checkpoint(store: St
         over.set()
 
 
-async def test_a_reading_that_lasts_gives_way_when_the_log_is_long(store: Store) -> None:
+async def test_a_reading_that_lasts_gives_way_when_the_log_is_long(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr("taskforged.store.store.READ_S_MAX", 600.0)
     with pytest.raises(UnavailableError, match="has become too long") as caught:
         async with asyncio.timeout(60):
             reading = asyncio.ensure_future(store.read(lambda c: c.execute(SPIN).fetchone()))
@@ -103,6 +105,17 @@ async def test_a_reading_that_lasts_gives_way_when_the_log_is_long(store: Store)
     await fill(store, 24)
     assert moves.whole > before, "and short again when the reader has gone"
     assert not moves.is_pressed
+
+
+async def test_a_doctors_reading_gives_way_too(store: Store) -> None:
+    async with Inspection(store.path, store.must_end) as inspection, asyncio.timeout(60):
+        reading = asyncio.ensure_future(inspection._ask(lambda c: c.execute(SPIN).fetchone(), 600.0))
+        await asyncio.sleep(0.05)
+        while not reading.done():
+            await fill(store, 1)
+        with pytest.raises(UnavailableError, match="the log had to be cut"):
+            await reading
+    assert wal_pages(store) < 64 * 256
 
 
 async def test_a_reading_without_an_end_is_ended(store: Store, monkeypatch) -> None:
