@@ -183,7 +183,7 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = (
     Setting("grpc", "listen", "127.0.0.1:7420", _listen, "address of the control plane"),
     Setting("grpc", "connections_max", 1024, _integer(1, 100_000), "open connections of clients"),
-    Setting("grpc", "streams_per_token", 1000, _integer(1, 100_000), "open watches and waiting calls of one token"),
+    Setting("grpc", "streams_per_token", 2000, _integer(1, 100_000), "open watches and waiting calls of one token"),
     Setting("http", "listen", "127.0.0.1:7421", _listen, "address of webhooks and health checks"),
     Setting("http", "body_max", 1 << 20, _integer(1024, 64 << 20), "bytes of a webhook's body"),
     Setting("http", "connections_max", 1024, _integer(1, 100_000), "open connections of webhook senders"),

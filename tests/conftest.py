@@ -16,6 +16,7 @@ LONG = (
     *("test_service.py", "test_doctor.py", "test_escapes.py", "test_inbox_schemes.py", "test_simulator.py"),
     *("test_finish.py", "test_trial_command.py", "test_life.py", "test_runs.py", "test_gallery.py", "test_contexts.py"),
     *("test_hostile_strings.py", "test_tls_daemon.py", "test_tls_webhook.py", "test_guard.py", "test_scheduler.py"),
+    *("test_open_streams.py", "test_long_load.py", "test_checkpoints.py"),
     *("test_metrics.py", "test_backups.py", "test_socket_activation.py", "test_typed_pages.py", "test_readme.py"),
 )
 """Files that take long. With them first no worker is left alone with one at the end."""

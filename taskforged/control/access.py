@@ -42,7 +42,7 @@ _CREDENTIAL = re.compile(r"tfk_([a-z2-7]{12})_([A-Za-z0-9]{43})")
 _TOUCH_EVERY_US = 60_000_000
 """Last use is recorded to the minute: exact times would cost a write for every read."""
 
-STREAMS_MAX = 1000
+STREAMS_MAX = 2000
 
 _NO_HASH = bytes(32)
 """The hash of nothing: SHA-256 of no known text."""
