@@ -13,6 +13,7 @@ has named, `sleep: {until: ...}` and the start of a scheduled run, come when the
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -94,7 +95,8 @@ class Timers(Loop):
         def move(connection: Connection) -> None:
             connection.execute(QUERIES["shift_timers"], {"by": jump.by, "to": jump.to})
 
-        future = self._store.journal.submit(Write[None](function=move))
+        # In a context of its own: whoever asked for the time has a record of the audit to write, and not with this.
+        future = contextvars.Context().run(self._store.journal.submit, Write[None](function=move))
         future.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at below, if anybody looks
         return future
 

@@ -12,6 +12,7 @@ from taskforged.engine.states import RunState
 from taskforged.errors import UnavailableError
 from taskforged.host import timers as timers_module
 from taskforged.steps.base import Failed
+from taskforged.store.audit import CURRENT, Entry, taken
 
 from .test_runner import Constant, activity, make, until  # noqa: F401  the fixture
 
@@ -187,6 +188,20 @@ async def test_nothing_fires_before_the_timers_were_moved(turned, monkeypatch):
     await until(lambda: len(refused) == 3 and not host.timers._jumps)
     assert len(host.work.calls) == 1
     assert left_s(host, await timers_of(host, no))[0] > 20
+
+
+async def test_who_asks_for_the_time_keeps_the_record_of_the_audit(turned):
+    host, clock = turned
+    entry = Entry(host.clock.now, ("", "", "", "", "", ""), None)
+    token = CURRENT.set(entry)
+    try:
+        clock.by += HOUR
+        host.clock.now()
+        assert host.timers._jumps
+        assert taken() is entry, "it belongs to what the caller is about to write"
+    finally:
+        CURRENT.reset(token)
+    await settled(host)
 
 
 async def test_another_thread_that_asks_for_the_time_is_not_told_of_a_jump(turned):

@@ -21,9 +21,12 @@ from taskforge.v1 import run_pb2, run_service_pb2
 from turned import DAY_S, HOUR_S, MINUTE_S, WallClock
 
 IS_LONG = "TASKFORGE_TEST_CYCLES" in os.environ
-BETWEEN_S = 5.0 if IS_LONG else 1.5
+BETWEEN_S = 5.0 if IS_LONG else 1.2
 JUMPS = (HOUR_S, -HOUR_S, 400 * DAY_S, -10 * MINUTE_S)
 ROUNDS = 6 if IS_LONG else 1
+PAUSE_S = 0.8
+"""How long the runs pause: before they try again, in a sleep, and while they wait for a signal."""
+
 EARLY_S = 0.05
 """What two clocks may differ by: the daemon reads its own before it hands a call to the network."""
 
@@ -40,14 +43,14 @@ timeout: 60s
 steps:
   - id: flaky
     http: {method: POST, url: "${{ input.base }}/fail?n=2"}
-    retry: {max_attempts: 3, strategy: fixed, delay: 1200ms, jitter: none}
+    retry: {max_attempts: 3, strategy: fixed, delay: 800ms, jitter: none}
   - id: nap
-    sleep: 1200ms
+    sleep: 800ms
   - id: long
-    http: {method: POST, url: "${{ input.base }}/slow?ms=2500"}
+    http: {method: POST, url: "${{ input.base }}/slow?ms=2000"}
     timeout: 30s
   - id: ask
-    wait: {signal: never, timeout: 1200ms, on_timeout: continue}
+    wait: {signal: never, timeout: 800ms, on_timeout: continue}
   - id: end
     http: {method: POST, url: "${{ input.base }}/echo"}
 """
@@ -139,5 +142,5 @@ def _check_pauses(runs: list[str], effects: EffectServer) -> dict[str, float]:
         gaps["sleep"].append(long[0].began - flaky[-1].ended)
         gaps["wait"].append(end[0].began - long[0].ended)
     shortest: dict[str, Any] = {kind: round(min(found), 3) for kind, found in gaps.items()}
-    assert all(found >= 1.2 - EARLY_S for found in shortest.values()), shortest
+    assert all(found >= PAUSE_S - EARLY_S for found in shortest.values()), shortest
     return shortest
