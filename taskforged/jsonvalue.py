@@ -2,6 +2,10 @@
 
 What Python's parsers let through and SQLite, protobuf or CEL then choke on is refused here, with a clear message:
 duplicate keys, NaN and infinities, numbers beyond 64 bits, lone surrogates, excessive depth, excessive size.
+
+Nearly all that comes is in order, and a parser of C says so four times as fast: what it reads is written again, and
+where that is the same text but for white space, nothing was dropped or changed. Then no key was there twice, and no
+number too long. Anything else goes to the strict parser, which is the law and knows the reasons.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import orjson
 from taskforged.errors import InvalidArgumentError, ResourceExhaustedError, Violation
 
 __all__ = ["DEPTH_MAX", "canonical", "load_stored", "parse_json", "to_text"]
+
+_SPACE = b" \t\r\n"
 
 DEPTH_MAX = 64
 """Nesting allowed in JSON from outside. GitHub's deepest recorded payload has 9 levels; CEL walks recursively."""
@@ -76,6 +82,23 @@ def _check_depth(value: Any) -> None:
         ]
 
 
+_UNSURE: Any = object()
+
+
+def _parse_plain(raw: bytes) -> Any:
+    """Answer what a document says when it is surely in order, else `_UNSURE`."""
+    try:
+        value = orjson.loads(raw)
+        again = orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER)  # refuses what has more than 53 bits
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        return _UNSURE
+    if again != raw and again.translate(None, _SPACE) != raw.translate(None, _SPACE):
+        return _UNSURE
+    if raw.count(b"{") + raw.count(b"[") > DEPTH_MAX:
+        _check_depth(value)
+    return value
+
+
 def parse_json(text: str | bytes, *, where: str, size_max: int) -> Any:
     """Parse JSON that comes from outside.
 
@@ -96,6 +119,9 @@ def parse_json(text: str | bytes, *, where: str, size_max: int) -> Any:
                 reason="TOO_LARGE",
                 metadata={"field": where, "limit": str(size_max)},
             )
+        value = _parse_plain(raw)
+        if value is not _UNSURE:
+            return value
         value = _DECODER.decode(raw.decode())
         _check_depth(value)
         if b"\\u" in raw:

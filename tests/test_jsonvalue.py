@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskforged import jsonvalue
 from taskforged.errors import InvalidArgumentError, ResourceExhaustedError
 from taskforged.jsonvalue import DEPTH_MAX, canonical, load_stored, parse_json, to_text
 
@@ -22,6 +23,24 @@ VALUES = st.recursive(
     ),
     max_leaves=20,
 )
+
+
+KEYS = st.sampled_from(['"a"', '"b"', '"a b"', '" a"', '"\\u0061"', '"\\n"'])
+NUMBERS = st.sampled_from(
+    ["0", "-0", "1.0", "1e2", "1.50", "9007199254740993", str(2**63), str(-(2**63) - 1), "1" * 25]
+)
+SPACES = st.sampled_from(["", "", " ", "\n\t "])
+TEXTS = st.recursive(
+    KEYS | NUMBERS | st.sampled_from(["null", "true", '""', '"\\ud800"']),
+    lambda inner: (
+        st.tuples(SPACES, st.lists(inner, max_size=3)).map(lambda it: f"[{it[0]}{f',{it[0]}'.join(it[1])}{it[0]}]")
+        | st.tuples(SPACES, st.lists(st.tuples(KEYS, inner), max_size=3)).map(
+            lambda it: f"{{{it[0]}" + f",{it[0]}".join(f"{key}{it[0]}:{it[0]}{one}" for key, one in it[1]) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+"""Documents in which keys repeat and numbers are long, with and without white space."""
 
 
 def parse(text, size_max=1 << 20):
@@ -43,6 +62,21 @@ def test_the_canonical_form_does_not_depend_on_the_order_of_keys(value):
         return [turned(one) for one in item] if isinstance(item, list) else item
 
     assert canonical(turned(value)) == canonical(value) == to_text(value).encode()
+
+
+@given(TEXTS)
+def test_the_fast_parser_lets_nothing_through_that_the_strict_one_does_not(text):
+    quick = jsonvalue._parse_plain(text.encode())
+    if quick is not jsonvalue._UNSURE:
+        strict = jsonvalue._DECODER.decode(text)
+        assert repr(quick) == repr(strict)
+
+
+def test_what_is_plain_does_not_wait_for_the_strict_parser():
+    plain = '{ "a b": [1, -2.5, "x\\n", null],\n "b": {"c": true} }'
+    assert jsonvalue._parse_plain(plain.encode()) == json.loads(plain)
+    assert jsonvalue._parse_plain(b'{"a":1,"a":1}') is jsonvalue._UNSURE
+    assert jsonvalue._parse_plain(b"9223372036854775808") is jsonvalue._UNSURE
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ class _Proven(NamedTuple):
         asked: all triggers on the path; those to which the sender is not proved have a refusal.
         scheme: by which the sender was proved.
         value: what the body means.
+        encoding: how that is written, see `payload.decode`.
         sent: the sender's id of the delivery.
         key: what a repetition is recognised by; None: by nothing.
         wait_s: how long the sender wants to wait for the run; 0: not at all.
@@ -89,6 +90,7 @@ class _Proven(NamedTuple):
     asked: Sequence[Asked]
     scheme: str
     value: Json
+    encoding: str
     sent: DeliveryId
     key: bytes | None
     wait_s: float
@@ -235,7 +237,7 @@ class WebhookInbox:
             return parse_json(body, where="body", size_max=self._body_max)
 
         content_type = delivery.headers.get("content-type", delivery.content_type)
-        value, _ = decode(content_type, delivery.body, parse)
+        value, encoding = decode(content_type, delivery.body, parse)
         # Who signs comes first: what a stranger may choose must not decide what counts as a repetition.
         hooks = sorted((_hook(one) for one in asked if one.is_proved), key=lambda hook: hook.verify.scheme == "none")
         first = hooks[0]
@@ -247,7 +249,7 @@ class WebhookInbox:
                 key = hashlib.sha256(repr((hook.verify.scheme, hook.verify.secrets)).encode() + key).digest()
                 break
         wait_s = max((hook.wait_s or 0.0 for hook in hooks), default=0.0)
-        return _Proven(namespace_no, delivery, asked, first.verify.scheme, value, sent, key, wait_s)
+        return _Proven(namespace_no, delivery, asked, first.verify.scheme, value, encoding, sent, key, wait_s)
 
     async def _first(self, proven: _Proven) -> Receipt:
         return await self._finish(proven, await self._accept(proven))
@@ -283,7 +285,7 @@ class WebhookInbox:
         asked = [
             self._reactor.again(one, self._triggers.find(one.workflow.no, one.trigger.key)) for one in proven.asked
         ]
-        reaction = self._reactor.react(event, asked)
+        reaction = self._reactor.react(event, asked, read=(proven.value, proven.encoding))
         stored = reaction.event
         reach("inbox.judged")
         await self._reactor.write([reaction], lambda connection: insert_event(connection, stored, proven.key))

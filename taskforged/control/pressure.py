@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import structlog
@@ -23,6 +24,9 @@ _MIB = 1 << 20
 
 _RETRY_S = 30.0
 
+_LOOK_S = 0.05
+"""How long a look at a disk with room counts: a busy daemon asks thousands of times a second."""
+
 _EASED = 0.95
 """A full database takes new work again below this part of its budget, so that it does not flutter at the edge."""
 
@@ -40,6 +44,7 @@ class Pressure:
         self._most = max_mib * _MIB
         self._used = 0
         self._is_low = False
+        self._looked_s = -_LOOK_S
         self.is_over = False
 
     @property
@@ -69,7 +74,7 @@ class Pressure:
             _log.warning(event, used_bytes=used_bytes, budget_bytes=self._most)
 
     def check(self) -> None:
-        """Look; two microseconds.
+        """Look, unless that was just done.
 
         Raises:
             ResourceExhaustedError: there is less space than is to be kept free, or the database holds too much.
@@ -87,6 +92,10 @@ class Pressure:
             )
 
     def _check_disk(self) -> None:
+        now_s = time.monotonic()
+        if not self._is_low and now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
         found = os.statvfs(self._folder)
         free = found.f_bavail * found.f_frsize
         wanted = self.disk_free_bytes if self._is_low else self._free

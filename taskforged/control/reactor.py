@@ -137,6 +137,7 @@ class Reactor:
         group: Group | None = None,
         schedule_no: int | None = None,
         skip: Callable[[int], str] = lambda _: "",
+        read: tuple[Json, str] | None = None,
     ) -> Reaction:
         """Ask triggers and prepare the runs that they want.
 
@@ -146,12 +147,13 @@ class Reactor:
             group: of the runs.
             schedule_no: the cron trigger of which a due time starts them.
             skip: says why no run may start in a namespace now; empty: one may.
+            read: what the body means and how that is written, where somebody has read it already.
 
         Raises:
             ResourceExhaustedError: too many runs wait, or the disk is nearly full; nothing is prepared.
         """
         self._pressure.check()
-        context = event_context(event)
+        context = event_context(event, read)
         looping = self._is_looping(event)
         prepared: list[PreparedRun] = []
         judgements: list[Judgement] = []

@@ -432,4 +432,5 @@ Command: TypeAlias = (
 def rfc3339(at: int) -> str:
     """Answer a time as text, for example `2026-11-21T04:21:00.000001Z`."""
     seconds, micros = divmod(at, 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"
+    # Not by strftime, for which the C library looks at the time zone's file each time.
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{micros:06d}Z"

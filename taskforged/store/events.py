@@ -71,10 +71,10 @@ class FeedPart(NamedTuple):
     removed: int
 
 
-def event_context(row: EventRow) -> Json:
-    """Answer what expressions see as `event`."""
+def event_context(row: EventRow, read: tuple[Json, str] | None = None) -> Json:
+    """Answer what expressions see as `event`; `read` is what `payload.decode` has said of the body already."""
     headers = load_stored(row.headers)
-    body, encoding = decode(headers.get("content-type", row.content_type), row.body, load_stored)
+    body, encoding = read or decode(headers.get("content-type", row.content_type), row.body, load_stored)
     return {
         "id": row.id,
         "source": row.source,
