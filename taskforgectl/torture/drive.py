@@ -126,6 +126,9 @@ class _Driver:
                     await self._first_start()
                     async with self._tasks([self._watch_clock, self._show_on, self.looker.look_on]):
                         await self._torture()
+                except DaemonError:
+                    await self.subject.dump_stacks()
+                    raise
                 finally:
                     self._is_over = True
                     await self.wire.disconnect()
@@ -205,8 +208,8 @@ class _Driver:
         """Let the load work for a while.
 
         Raises:
-            _OverError: somebody wants to end early, or nothing goes on any more.
-            DaemonError: the daemon has ended by itself.
+            _OverError: somebody wants to end early.
+            DaemonError: the daemon has ended by itself, or nothing goes on any more.
         """
         until = self.ledger.now + for_s
         while True:
@@ -214,8 +217,7 @@ class _Driver:
             if self._stop.is_set():
                 raise _OverError
             if self.looker.stands_still:
-                await self._tell_stuck()
-                raise _OverError
+                raise await self._stuck()
             left = until - self.ledger.now
             if left <= 0:
                 return
@@ -244,22 +246,21 @@ class _Driver:
             with contextlib.suppress(RefusedError):
                 quiet = quiet + 1 if await self.looker.is_quiet() else 0
             if self.looker.stands_still:
-                await self._tell_stuck()
-                return
+                raise await self._stuck()
             await asyncio.sleep(0.2)
         await self.looker.note_ends()
         await self.looker.check_slots()
         await self.looker.wait_for_feed()
 
-    async def _tell_stuck(self) -> None:
+    async def _stuck(self) -> DaemonError:
+        """Note what is open and what it waits for; answers what to raise."""
         told: Sequence[str] = []
         with contextlib.suppress(RefusedError):
             told = await self.looker.tell_open()
         self.ledger.violation("stuck", f"nothing went on for {STUCK_S:g} s")
         for one in told:
             self.ledger.violation("stuck", one)
-        await self.subject.dump_stacks()
-        raise DaemonError(f"nothing went on for {STUCK_S:g} s; the daemon's stacks are at the end of its log")
+        return DaemonError(f"nothing went on for {STUCK_S:g} s")
 
     # --- the faults --------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from taskforgectl.home import Home, RunFile
 
 __all__ = ["DaemonError", "Life", "Subject"]
 
-READY_S = 60.0
-"""How long a start may take before it counts as one that failed."""
+READY_S = 180.0
+"""How long a start may take before it counts as one that failed: also on a machine that is busy with other things."""
 
-STOP_S = 30.0
+STOP_S = 120.0
 _POLL_S = 0.02
 
 
@@ -147,7 +147,8 @@ class Subject:
 
     async def dump_stacks(self) -> None:
         """End the process by SIGABRT, which writes the stacks of its threads into its log."""
-        if self.ended() is None:
+        if self._process is not None and self.ended() is None:
+            self._send(signal.SIGCONT)
             self._send(signal.SIGABRT)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._running().wait(), 5)
