@@ -6,11 +6,9 @@ import os
 import time
 from collections.abc import Callable
 
+from taskforged.ids import ENTROPY_BYTES, sortable_id
+
 __all__ = ["Clock", "new_id"]
-
-_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
-_PAIRS = [a + b for a in _CROCKFORD for b in _CROCKFORD]
-
 
 _STAND_STILL_US = 1_000_000
 
@@ -52,8 +50,9 @@ class Clock:
         """Answer the present, never less than what was answered before."""
         wall = self._source() // 1000
         if wall >= self._last:
-            self._ahead = 0
-        elif self._last - wall - self._ahead > _STAND_STILL_US:
+            self._ahead, self._last = 0, wall
+            return wall
+        if self._last - wall - self._ahead > _STAND_STILL_US:
             self._ahead = self._last - wall
         now = max(self._last, wall + self._ahead)
         if self._on_jump is not None:
@@ -71,15 +70,5 @@ class Clock:
 
 
 def new_id(kind: str, at: int) -> str:
-    """Answer `<kind>_` and 26 lower-case Crockford base32 characters that sort by time.
-
-    Layout of UUID version 7 (RFC 9562): 48 bits of milliseconds, then 80 bits of which 74 are random there; here the
-    version bits carry microseconds and the rest is random, because nothing outside parses the id.
-
-    Args:
-        kind: `run`, `evt`, `wf`, …
-        at: microseconds since 1970.
-    """
-    millis, micros = divmod(at, 1000)
-    number = (millis & (1 << 48) - 1) << 80 | micros << 70 | int.from_bytes(os.urandom(9), "big") >> 2
-    return f"{kind}_" + "".join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])
+    """Answer an id that nobody can guess; see `sortable_id`."""
+    return sortable_id(kind, at, os.urandom(ENTROPY_BYTES))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from taskforged.clock import Clock, new_id
@@ -137,8 +137,7 @@ class Starter:
             where = f" in {self._access.namespace_name(request.new.namespace_no)!r}" if is_elsewhere else ""
             message = f"there is no queue {queue!r}{where}; `taskforgectl queue set {queue}` creates it"
             raise InvalidArgumentError(message, violations=[Violation("queue", message)])
-        create = replace(
-            create,
+        create = create._replace(
             run_id=create.run_id or new_id("run", self._clock.now()),
             namespace=self._access.namespace_name(request.new.namespace_no),
             workflow=request.workflow.name,
@@ -150,7 +149,7 @@ class Starter:
         )
         if model.concurrency is None:
             return create  # its trigger may have put it into a group of its own
-        return replace(create, group=self._group(request, create), group_limit=model.concurrency.limit)
+        return create._replace(group=self._group(request, create), group_limit=model.concurrency.limit)
 
     def _pins(self, request: RunRequest) -> dict[str, int]:
         """Answer the newest versions of the sub-workflows that the definition names without one."""

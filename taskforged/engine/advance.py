@@ -227,7 +227,7 @@ class Advancer:
     def fail_run(self, error: Json, to: RunState = RunState.FAILED) -> None:
         """Leave `main`: what is open there stops, what was not reached is skipped."""
         timers = [seq for seq, step in self.run.timers.items() if not step]
-        body: dict[str, Json] = {"error": error, "to": to.value}
+        body: dict[str, Json] = {"error": error, "to": to.text}
         skipped = self._unreached(self.model.main, "")
         if skipped:
             body["skipped"] = skipped
@@ -729,12 +729,13 @@ def _weight(value: Json, limit: int) -> int:
     total, todo = 0, [value]
     while todo and total <= limit:
         item = todo.pop()
-        if isinstance(item, str):
+        kind = type(item)
+        if kind is str:
             total += len(item) + 2
-        elif isinstance(item, dict):
-            total += sum(len(key) + 4 for key in item) + 2
+        elif kind is dict:
+            total += sum(map(len, item)) + 4 * len(item) + 2
             todo.extend(item.values())
-        elif isinstance(item, list):
+        elif kind is list:
             total += len(item) + 2
             todo.extend(item)
         else:

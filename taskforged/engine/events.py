@@ -7,9 +7,9 @@ can be turned back into facts and fed to the engine again. Times are integers, m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from taskforged.engine.model import PRIORITY, Json
 from taskforged.engine.states import Kind, RunState
@@ -58,9 +58,8 @@ class IllegalEventError(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEvent:
-    """One entry of a run's history.
+class HistoryEvent(NamedTuple):
+    """One entry of a run's history. There are very many of them, and a tuple is made in a third of the time.
 
     Attributes:
         sequence: counts from 1 within the run.
@@ -83,9 +82,8 @@ ITEMS_MAX = 10_000
 """Items of one fan-out, where the configuration says nothing else."""
 
 
-@dataclass(frozen=True, slots=True)
-class CreateRun:
-    """A run was accepted.
+class CreateRun(NamedTuple):
+    """A run was accepted. A tuple, for the same reason as `HistoryEvent`.
 
     Attributes:
         event_id: names the event that is visible to expressions as `event`.
@@ -316,9 +314,18 @@ FACT_KINDS: Mapping[type[Any], Kind] = {
     TimerFired: Kind.TIMER_FIRED,
 }
 _BY_KIND = {kind: fact for fact, kind in FACT_KINDS.items()}
-_FIELDS = {
-    fact: tuple((field.name, field.default) for field in fields(fact) if field.name != "key") for fact in FACT_KINDS
-}
+
+
+def _fields(fact: type[Any]) -> tuple[tuple[str, Any], ...]:
+    """Answer the names of a fact's fields with their default values; the key of a step is no part of the body."""
+    if issubclass(fact, tuple):
+        found = [(name, fact._field_defaults.get(name, MISSING)) for name in fact._fields]  # type: ignore[attr-defined]
+    else:
+        found = [(field.name, field.default) for field in fields(fact)]
+    return tuple((name, default) for name, default in found if name != "key")
+
+
+_FIELDS = {fact: _fields(fact) for fact in FACT_KINDS}
 _KEYED = frozenset({ApproveStep, RejectStep, ResolveStep})
 
 

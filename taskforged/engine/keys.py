@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 
+from taskforged.ids import ENTROPY_BYTES, sortable_id
+
 __all__ = ["compensation_key", "definition_id", "derived_id", "inner_prefix", "item_key", "items_of", "split_item"]
 
 _COMPENSATE = ":compensate"
-_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def definition_id(key: str) -> str:
@@ -62,7 +63,5 @@ def derived_id(kind: str, at: int, *seed: object) -> str:
 
     So a host that starts a child again after a crash starts the same one.
     """
-    millis, micros = divmod(at, 1000)
     digest = hashlib.sha256("/".join(map(str, seed)).encode()).digest()
-    number = (millis & (1 << 48) - 1) << 80 | micros << 70 | int.from_bytes(digest[:9], "big") >> 2
-    return f"{kind}_" + "".join([_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5)])
+    return sortable_id(kind, at, digest[:ENTROPY_BYTES])

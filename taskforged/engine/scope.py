@@ -59,7 +59,7 @@ class RunScope:
             case "error":
                 return None if step is None else step.error
             case "state":
-                return StepState.SKIPPED.value if step is None else step.state.value
+                return StepState.SKIPPED.text if step is None else step.state.text
         raise KeyError(name)
 
 

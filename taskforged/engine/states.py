@@ -32,9 +32,14 @@ __all__ = [
 
 
 class _Name(StrEnum):
-    """A StrEnum that hashes as the string it is: Enum's own `__hash__` is Python code, and the tables are hot."""
+    """A StrEnum for hot code: it hashes as the string that it is, and `text` is that string. Enum's own are slow."""
 
     __hash__ = str.__hash__
+
+    text: str
+
+    def __init__(self, value: str) -> None:
+        self.text = value
 
 
 class RunState(_Name):

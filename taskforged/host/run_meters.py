@@ -63,7 +63,7 @@ def _created(meters: RunMeters, run: Run, _: WorkflowModel, __: HistoryEvent) ->
 
 
 def _ended(meters: RunMeters, run: Run, _: WorkflowModel, event: HistoryEvent) -> None:
-    meters.ended.add((run.namespace, run.workflow, run.state.value))
+    meters.ended.add((run.namespace, run.workflow, run.state.text))
     if run.started_at:
         meters.durations.observe((run.namespace, run.queue), (event.at - run.started_at) / 1_000_000)
 

@@ -638,7 +638,7 @@ class Runner:
             _log.info("run.stale_fact", **_named(entry.run), fact=type(fact).__name__, why=str(error))
         if isinstance(fact, (AttemptStarted, AttemptCompleted, AttemptFailed, AttemptCancelled, AttemptLost)):
             self.dispatcher.release((entry.no, fact.command))
-        state = entry.run.state.value
+        state = entry.run.state.text
         self._refuse([letter], FailedPreconditionError(f"{error}", metadata={"run": entry.run.run_id, "state": state}))
 
     def _change(self, entry: _Entry, step: _Step, new: NewRun | None) -> RunChange:
@@ -1011,7 +1011,7 @@ def _ticket(entry: _Entry, run: Run) -> Ticket:
 
 
 def _end_of(seq: int, run: Run) -> ChildEnded:
-    return ChildEnded(seq, run.state.value, run.output, run.failing)
+    return ChildEnded(seq, run.state.text, run.output, run.failing)
 
 
 def _is_passing(result: BaseException | None) -> bool:

@@ -31,7 +31,7 @@ from taskforged.engine.run import Run, StepRun
 from taskforged.engine.states import Kind, RunState
 from taskforged.jsonvalue import canonical, load_stored, to_text
 from taskforged.store.rows import EventRow, internal_event
-from taskforged.store.sql import QUERIES
+from taskforged.store.sql import QUERIES, insert_rows
 
 __all__ = [
     "GENESIS",
@@ -104,11 +104,12 @@ class StoredEvent(NamedTuple):
 
 @dataclass(slots=True)
 class RunChange:
-    """Rows of one run. At most one of `insert` and `update` is given."""
+    """Rows of one run. At most one of `insert` and `update` is given; `new_steps` go with `insert`."""
 
     insert: Row | None = None
     update: Row | None = None
     history: list[Row] = field(default_factory=list)
+    new_steps: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
     commands: list[Row] = field(default_factory=list)
     claims: list[Row] = field(default_factory=list)
@@ -127,8 +128,8 @@ class RunChange:
 
 def chain_hash(previous: bytes, event: HistoryEvent, body: bytes) -> bytes:
     """Answer SHA-256 over the previous hash and everything that is recorded of the event."""
-    head = f"{event.sequence}|{event.at}|{event.kind}|{event.step}|{event.attempt}|"
-    return hashlib.sha256(previous + head.encode() + body).digest()
+    head = f"{event.sequence}|{event.at}|{event.kind.text}|{event.step}|{event.attempt}|"
+    return hashlib.sha256(b"".join((previous, head.encode(), body))).digest()
 
 
 def history_from_row(row: Row) -> StoredEvent:
@@ -169,7 +170,7 @@ def build_change(
     started_at = run.started_at or None
     if new is not None:
         change.insert = (
-            *(no, run.run_id, new.namespace_no, new.workflow_no, run.version, run.state.value, run.sequence),
+            *(no, run.run_id, new.namespace_no, new.workflow_no, run.version, run.state.text, run.sequence),
             *(change.head_hash, int(run.cancel_requested), run.trigger, new.event_no, new.request_id),
             *(new.request_digest, run.created_at, started_at, ended_at, run.queue, run.priority, run.group),
             *(run.group_limit, run.run_at, new.parent_no, new.retry_of_no, new.rerun_of_no, new.trigger_no),
@@ -177,10 +178,14 @@ def build_change(
     else:
         guard = history[0].sequence - 1
         change.update = (
-            *(run.state.value, run.sequence, change.head_hash, int(run.cancel_requested), started_at, ended_at),
+            *(run.state.text, run.sequence, change.head_hash, int(run.cancel_requested), started_at, ended_at),
             *(no, guard),
         )
-    change.steps = [_step_row(no, key, run.steps[key]) for key in touched]
+    steps = [_step_row(no, key, run.steps[key]) for key in touched]
+    if new is None:
+        change.steps = steps
+    else:
+        change.new_steps = steps
     _place_commands(home, run, change, history, commands, claims, news)
     return change
 
@@ -189,12 +194,12 @@ def _chain(no: int, history: Sequence[HistoryEvent], head: bytes, rows: list[Row
     for event in history:
         body = canonical(event.body)
         head = chain_hash(head, event, body)
-        rows.append((no, event.sequence, event.at, event.kind.value, event.step, event.attempt, body, head))
+        rows.append((no, event.sequence, event.at, event.kind.text, event.step, event.attempt, body, head))
     return head
 
 
 def _step_row(no: int, key: str, step: StepRun) -> Row:
-    return (no, key, step.state.value, step.attempt, step.started_at, step.ended_at or None, step.wake_at or None)
+    return (no, key, step.state.text, step.attempt, step.started_at, step.ended_at or None, step.wake_at or None)
 
 
 _COMMAND_DONE = frozenset(
@@ -212,12 +217,14 @@ def _place_commands(
     news: News,
 ) -> None:
     no = home.no
-    _place_outbox(home, run, change, history, commands, dict(claims))
-    fired = {event.body["timer"] for event in history if event.kind is Kind.TIMER_FIRED}
+    done = _place_ends(no, change, history)
+    _place_outbox(home, run, change, done, commands, dict(claims))
     for command in commands:
         match command:
-            case SetTimer(seq, at, by_wall):
-                change.timers.append((no, seq, at, None if by_wall else history[-1].at))
+            case FinishRun(state):
+                _place_end(home, run, change, state, news)
+            case SetTimer(seq, at):
+                change.timers.append((no, seq, at))
             case ClearTimer(seq):
                 change.unwanted_timers.append((no, seq))
             case StartChild(seq, _, run_id, workflow, version):
@@ -226,23 +233,32 @@ def _place_commands(
                 change.cancelled_children.append((no, seq))
             case Publish(event_id, name, data):
                 change.events.append(_publish(home, run, news, event_id, name, data, history[-1].at, "internal"))
-            case FinishRun(state):
-                _place_end(home, run, change, state, news)
+
+
+def _place_ends(no: int, change: RunChange, history: Sequence[HistoryEvent]) -> set[int]:
+    """Clear what has come to its end: timers and sub-workflows; answers the commands that were done."""
+    done, fired = set[int](), set[int]()
+    for event in history:
+        kind = event.kind
+        if kind in _COMMAND_DONE:
+            done.add(event.body["command"])
+        elif kind is Kind.TIMER_FIRED:
+            fired.add(event.body["timer"])
+        elif kind is Kind.STEP_CHILD_ENDED:
+            change.ended_children.append((no, event.body["command"]))
     change.cleared_timers = [(no, seq) for seq in sorted(fired)]
-    ended = (event.body["command"] for event in history if event.kind is Kind.STEP_CHILD_ENDED)
-    change.ended_children = [(no, seq) for seq in ended]
+    return done
 
 
 def _place_outbox(
     home: Home,
     run: Run,
     change: RunChange,
-    history: Sequence[HistoryEvent],
+    done: set[int],
     commands: Sequence[Command],
     claims: dict[int, int],
 ) -> None:
     no, queued = home.no, dict[int, int]()
-    done = {event.body["command"] for event in history if event.kind in _COMMAND_DONE}
     withdrawn: set[int] = set()
     for command in commands:
         match command:
@@ -268,14 +284,14 @@ def _place_end(home: Home, run: Run, change: RunChange, state: RunState, news: N
         "run_id": run.run_id,
         "workflow": run.workflow,
         "version": run.version,
-        "state": state.value,
+        "state": state.text,
         "trigger": run.trigger,
         "correlation_id": run.correlation_id,
     }
     if state in (RunState.FAILED, RunState.DEAD):
         data["error"] = {"step": "", "attempts": 0, **(run.failing or {})}
     event_id = derived_id("evt", run.ended_at, run.run_id, run.sequence)
-    name = f"run.{state.value.lower()}"
+    name = f"run.{state.text.lower()}"
     change.events.append(_publish(home, run, news, event_id, name, data, run.ended_at, "engine"))
     if state is RunState.DEAD:
         error = run.failing or {}
@@ -311,6 +327,7 @@ def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) 
     _many(connection, "insert_run", [change.insert for change in changes if change.insert is not None])
     _many(connection, "update_run", [change.update for change in changes if change.update is not None])
     _many(connection, "insert_history", [row for change in changes for row in change.history])
+    _many(connection, "insert_step", [row for change in changes for row in change.new_steps])
     _many(connection, "save_step", [row for change in changes for row in change.steps])
     _many(connection, "insert_command", [row for change in changes for row in change.commands])
     _many(connection, "claim_command", [row for change in changes for row in change.claims])
@@ -330,10 +347,14 @@ _GUARDED = frozenset({"update_run", "claim_command", "delete_command", "delete_t
 
 
 def _many(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> None:
-    if rows:
-        moved = connection.executemany(QUERIES[query], rows).rowcount
-        if query in _GUARDED and moved != len(rows):
-            raise StaleWriteError(f"{query} moved {moved} of {len(rows)} rows")
+    if not rows:
+        return
+    if query not in _GUARDED:
+        insert_rows(connection, query, rows)
+        return
+    moved = connection.executemany(QUERIES[query], rows).rowcount
+    if moved != len(rows):
+        raise StaleWriteError(f"{query} moved {moved} of {len(rows)} rows")
 
 
 def _drop(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> None:

@@ -32,7 +32,7 @@ from taskforged.meters import SHORT_S, SIZES, Histogram
 from taskforged.store.audit import AuditRow, taken
 from taskforged.store.changes import RunChange, StaleWriteError, write_changes
 from taskforged.store.checkpoints import Checkpointer
-from taskforged.store.sql import QUERIES
+from taskforged.store.sql import insert_rows
 from taskforged.store.threads import ConnectionThread
 
 __all__ = ["BATCH_MAX", "Journal", "JournalStats", "Write"]
@@ -297,7 +297,7 @@ def _attempt(connection: sqlite3.Connection, write: Write[Any]) -> Any:
 
 def _write_audit(connection: sqlite3.Connection, rows: Sequence[AuditRow]) -> None:
     if rows:
-        connection.executemany(QUERIES["insert_audit"], rows)
+        insert_rows(connection, "insert_audit", rows)
 
 
 def _error_name(error: BaseException) -> str:
