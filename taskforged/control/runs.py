@@ -105,6 +105,7 @@ class Runs:
             message = f"must be between 0 s and {WAIT_S_MAX:g} s"
             raise InvalidArgumentError(f"wait {message}", violations=[Violation("wait", message)])
         try:
+            self._pressure.check()
             prepared = await self._prepare(principal, namespace_no, request)
             about("run", prepared.run.run_id)
             await self._starter.create([prepared])
@@ -129,6 +130,7 @@ class Runs:
             if request.request_id:
                 message = "request_id is not supported in a batch"
                 raise InvalidArgumentError(message, violations=[Violation(f"requests[{index}].request_id", message)])
+        self._pressure.check()
         checked = []
         for index, (namespace_no, request) in enumerate(requests):
             try:
@@ -152,7 +154,6 @@ class Runs:
 
     async def _check(self, namespace_no: int, request: StartRequest) -> tuple[LiveWorkflow, Definition, Json]:
         self._check_request(request)
-        self._pressure.check()
         workflow = self._workflows.get(namespace_no, request.workflow)
         definition = await self._workflows.definition(workflow.no, workflow.latest)
         value = parse_json(request.input_json or "{}", where="input_json", size_max=INPUT_MAX)

@@ -334,6 +334,9 @@ def fact_body(fact: Fact) -> dict[str, Json]:
 
     The key of a step stands in the entry's own column.
     """
+    if isinstance(fact, CreateRun):
+        named = zip(_FIELDS[CreateRun], fact, strict=True)
+        return {name: value for (name, default), value in named if value != default}
     return {name: value for name, default in _FIELDS[type(fact)] if (value := getattr(fact, name)) != default}
 
 

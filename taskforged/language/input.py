@@ -54,6 +54,8 @@ class Contract:
             InvalidArgumentError: it does not fit; one violation per fault, `path` is the JSON path (`$.tag`).
         """
         filled = _fill(self.schema, value)
+        if self.validator.is_valid(filled):
+            return filled
         found = sorted(_violations(self.validator, self.schema, filled), key=lambda item: (item.path, item.message))
         if found:
             first = f"{found[0].path}: {found[0].message}"

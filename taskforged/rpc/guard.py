@@ -248,15 +248,17 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
 
     def _unary(self, method: str, inner: Unary) -> Unary:
         work = self._audited(method, inner) if method in MUTATIONS else self._allowed(method, inner)
+        is_whole = method in WHOLE
 
         async def call(request: Message, context: Any) -> Message:
-            limit = asyncio.timeout(_time_to_take(method, request, context))
+            wait_s = _asked_to_wait_s(method, request)
+            limit = asyncio.timeout(_time_to_take(method, wait_s, context))
             try:
                 principal = self._authenticate(context)
                 async with limit:
-                    if method in WHOLE:
+                    if is_whole:
                         return await asyncio.shield(asyncio.ensure_future(work(principal, request, context)))
-                    async with self._access.attend(principal) if method in WAITING else _UNATTENDED:
+                    async with self._access.attend(principal) if wait_s else _UNATTENDED:
                         return await work(principal, request, context)
             except TaskforgeError as error:
                 await _abort(context, error)
@@ -337,10 +339,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic on
             self._requests.take(namespace_no)
 
 
-def _time_to_take(method: str, request: Any, context: Any) -> float | None:
+def _asked_to_wait_s(method: str, request: Any) -> float:
+    """Answer how long a caller wants to wait for what its call begins."""
+    return request.wait.ToMilliseconds() / 1000 if method in WAITING and request.HasField("wait") else 0.0
+
+
+def _time_to_take(method: str, wait_s: float, context: Any) -> float | None:
     if method in LONG or context.time_remaining() is not None:
         return None
-    wait_s = request.wait.ToMilliseconds() / 1000 if "wait" in request.DESCRIPTOR.fields_by_name else 0.0
     return DEADLINE_S + max(wait_s, 0.0)
 
 

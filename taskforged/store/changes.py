@@ -223,8 +223,8 @@ def _place_commands(
         match command:
             case FinishRun(state):
                 _place_end(home, run, change, state, news)
-            case SetTimer(seq, at):
-                change.timers.append((no, seq, at))
+            case SetTimer(seq, at, by_wall):
+                change.timers.append((no, seq, at, None if by_wall else history[-1].at))
             case ClearTimer(seq):
                 change.unwanted_timers.append((no, seq))
             case StartChild(seq, _, run_id, workflow, version):

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf import descriptor_pool
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +16,7 @@ from grpc_status import rpc_status
 from taskforge.v1 import token_pb2
 from taskforge.v1 import token_service_pb2 as tokens
 from taskforge.v1 import token_service_pb2_grpc as tokens_grpc
+from taskforge.v1.run_service_pb2 import StartRunRequest
 
 from taskforged import errors
 from taskforged.control.access import GRANTS, Role
@@ -62,8 +64,17 @@ def test_the_server_ends_what_takes_long_unless_that_is_its_nature():
     long = {"StorageService/CreateBackup", "StorageService/PruneStorage", "SystemService/Diagnose"}
     for name, method in ALL.items():
         if not method.server_streaming:
-            limit_s = guard._time_to_take(name, GetMessageClass(method.input_type)(), _Patient())
+            asked_s = guard._asked_to_wait_s(name, GetMessageClass(method.input_type)())
+            limit_s = guard._time_to_take(name, asked_s, _Patient())
             assert limit_s == (None if name.removeprefix("/taskforge.v1.") in long else guard.DEADLINE_S), name
+
+
+def test_calls_that_may_wait_are_those_that_can_ask_for_it():
+    asking = {name for name, method in ALL.items() if "wait" in method.input_type.fields_by_name}
+    assert asking == guard.WAITING
+    request = StartRunRequest(wait=Duration(seconds=7))
+    asked_s = guard._asked_to_wait_s(next(iter(asking)), request)
+    assert guard._time_to_take(next(iter(asking)), asked_s, _Patient()) == guard.DEADLINE_S + 7
 
 
 def test_what_must_run_to_its_end_is_a_mutation_that_answers_once():
