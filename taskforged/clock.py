@@ -50,9 +50,8 @@ class Clock:
         """Answer the present, never less than what was answered before."""
         wall = self._source() // 1000
         if wall >= self._last:
-            self._ahead, self._last = 0, wall
-            return wall
-        if self._last - wall - self._ahead > _STAND_STILL_US:
+            self._ahead = 0
+        elif self._last - wall - self._ahead > _STAND_STILL_US:
             self._ahead = self._last - wall
         now = max(self._last, wall + self._ahead)
         if self._on_jump is not None:

@@ -85,14 +85,18 @@ def _error(error: Json) -> run_pb2.Error | None:
     )
 
 
+_RUN_STATES = {name.removeprefix("STATE_"): value for name, value in run_pb2.Run.State.items()}
+_STEP_STATES = {name.removeprefix("STATE_"): value for name, value in run_pb2.StepRun.State.items()}
+
+
 def run_state(name: str) -> run_pb2.Run.State.ValueType:
     """Answer the enum value of a run's state."""
-    return run_pb2.Run.State.Value(f"STATE_{name}")
+    return _RUN_STATES[name]
 
 
 def step_state(name: str) -> run_pb2.StepRun.State.ValueType:
     """Answer the enum value of a step's state; the empty name is unspecified."""
-    return run_pb2.StepRun.State.Value(f"STATE_{name or 'UNSPECIFIED'}")
+    return _STEP_STATES[name or "UNSPECIFIED"]
 
 
 def run_to_proto(view: RunView, *, steps: bool = True) -> run_pb2.Run:

@@ -37,7 +37,7 @@ def test_imports(file):
     for name in imports(ast.parse(file.read_text())):
         top = name.split(".")[0]
         if top == "taskforged":
-            assert name.startswith("taskforged.engine."), name
+            assert name.startswith("taskforged.engine.") or name == "taskforged.ids", name  # which is as pure
         else:
             assert top in sys.stdlib_module_names, name
             assert top not in FORBIDDEN, name

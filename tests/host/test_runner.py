@@ -86,6 +86,7 @@ class Host:
         self.work = Work()
         self.models = {}
         self.make_clock = Clock
+        self.start_child = None
         self.limits = Limits()  # as after a start, when they have been read from the store
 
     async def start(self):
@@ -104,6 +105,8 @@ class Host:
             limits=self.limits,
             pool_size=self.pool_size,
         )
+        if self.start_child is not None:  # recovery may need it at once
+            self.runner.start_child = self.start_child
         self.timers = Timers(store=self.store, clock=self.clock, runner=self.runner)
         self.lost = await self.runner.start(self.epoch)
         await self.timers.start()

@@ -49,7 +49,7 @@ def with_children(host, model):
         create = CreateRun(command.run_id, "default", "child", 1, command.input, parent=up, depth=run.depth + 1)
         await host.runner.create([host.runner.prepare(model, NewRun(1, 2, parent_no=parent.no), create)])
 
-    host.runner.start_child = start_child
+    host.start_child = host.runner.start_child = start_child
     return asked
 
 
