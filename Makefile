@@ -86,7 +86,8 @@ bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARG
 # Tests that have a larger size than CI has time for.
 SOAK = $(addprefix tests/,crash/test_kill9.py crash/test_kill9_semantics.py crash/test_kill9_triggers.py \
   crash/test_kill9_ticks.py crash/test_kill9_queued.py triggers/test_clock_turned.py \
-  semantics/test_stopped_daemon.py semantics/test_poison.py crash/test_watches.py storage/test_backups.py storage/test_long_load.py rpc/test_open_streams.py)
+  semantics/test_stopped_daemon.py semantics/test_poison.py crash/test_watches.py \
+  storage/test_backups.py storage/test_long_load.py rpc/test_open_streams.py)
 
 .PHONY: soak
 soak: $(STAMP) ## the gates of docs/testing.md for longer (CYCLES=200)
