@@ -140,6 +140,11 @@ class World:
         """Whether times in different histories can be compared."""
         return not self.ledger.get("clock")
 
+    @property
+    def came_to_rest(self) -> bool:
+        """Whether the driver has seen everything end; else what is open need not be wrong."""
+        return bool(self.ledger.get("slots"))
+
 
 def read_world(ledger: Path, calls: Path, inventory: Path) -> World:
     """Read the evidence of a round."""

@@ -324,6 +324,24 @@ def test_a_caller_that_hung_up_was_gone_a_moment_before():
     assert "limits" not in failed(world)
 
 
+def test_what_is_open_is_not_wrong_when_the_torture_broke_off():
+    world = healthy()
+    world.ledger["slots"].clear()
+    change_run(world, "run_9", state="RUNNING", history=begun(world, "run_9"))
+    world.leftovers.append(Leftover("command", "run_9", "RUNNING", 1))
+    change_event(world, "evt_3", outcome="PENDING", told=0, runs=[])
+    world.runs.pop("run_5")
+    world.runs.pop("run_6")
+    assert failed(world) == {}
+    world.leftovers.append(Leftover("timer", "run_1", "SUCCEEDED", 0))
+    assert failed(world).keys() == {"slots"}
+
+
+def begun(world: World, run_id: str) -> list[Entry]:
+    """Answer a history up to the start of its attempt."""
+    return [one for one in world.runs[run_id].history if one.kind not in {"step.completed", "run.succeeded"}]
+
+
 def test_a_clock_that_jumped_leaves_times_out():
     world = healthy()
     entry(world, "clock", jumped_s=3600)
