@@ -25,9 +25,10 @@ _STALL_S = 30.0
 """Longer than any step's timeout: the caller gives up."""
 
 _SLOW_S = 0.6
-_KEYS_MAX = 50_000
 _FLAKY_TIMES = 3
 """So often a flaky service fails before it is mended: the first run dies, its retry does not."""
+
+_FLAKY_MAX = 50_000
 
 
 class EffectServer:
@@ -48,7 +49,8 @@ class EffectServer:
         self._file = path.open("w", buffering=1 << 16)
         self._now = now
         self._boot = boot
-        self._seen: OrderedDict[str, int] = OrderedDict()
+        self._turns: Counter[tuple[str, str]] = Counter()
+        self._flaky: OrderedDict[str, int] = OrderedDict()
         self._runner: web.AppRunner | None = None
         self.calls = 0
         self.moods: Counter[str] = Counter()
@@ -81,7 +83,7 @@ class EffectServer:
         self.calls += 1
         key = request.headers.get("Idempotency-Key", "")
         family, _, name = request.path.lstrip("/").partition("/")
-        mood = self._mood(family, key)
+        mood = self._mood(family, name)
         self.moods[mood] += 1
         call = {"key": key, "family": family, "name": name, "boot": boot, "began": round(began, 5), "mood": mood}
         status = 0
@@ -98,14 +100,13 @@ class EffectServer:
             line = {**call, "ended": round(self._now(), 5), "status": status}
             self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
-    def _mood(self, family: str, key: str) -> str:
-        nth = self._seen.pop(key, 0) + 1
-        self._seen[key] = nth
-        if len(self._seen) > _KEYS_MAX:
-            self._seen.popitem(last=False)
+    def _mood(self, family: str, name: str) -> str:
         if family == "dead":
             return "500"
-        return "ok" if self.kind else self._plan.mood(family, key, nth)
+        if self.kind or family == "flaky":
+            return "ok"
+        self._turns[family, name] += 1
+        return self._plan.mood(family, name, self._turns[family, name])
 
     async def _answer(self, request: web.Request, family: str, mood: str) -> int:
         if mood == "stall":
@@ -115,8 +116,10 @@ class EffectServer:
         elif mood == "500":
             return 503
         if family == "flaky":
-            times = self._seen.pop(request.path, 0)
-            self._seen[request.path] = times + 1
+            times = self._flaky.pop(request.path, 0)
+            self._flaky[request.path] = times + 1
+            if len(self._flaky) > _FLAKY_MAX:
+                self._flaky.popitem(last=False)
             return 200 if times >= _FLAKY_TIMES or self.kind else 503
         return 0 if mood == "reset" else 200
 

@@ -137,9 +137,9 @@ class Plan:
             number += count
             yield Wish(chance.choice(names), numbers, chance.choice([0, 5, 5, 5, 9]), chance.random() < 0.15)
 
-    def mood(self, family: str, key: str, nth: int) -> str:
-        """Answer how the outside world takes the n-th call of a key: `ok` mostly."""
-        draw = hashlib.blake2b(f"{self.seed}/{family}/{key.partition('/')[2]}/{nth}/{key}".encode(), digest_size=8)
+    def mood(self, family: str, name: str, nth: int) -> str:
+        """Answer how the outside world takes the n-th call of a path: `ok` mostly."""
+        draw = hashlib.blake2b(f"{self.seed}/{family}/{name}/{nth}".encode(), digest_size=8)
         left = int.from_bytes(draw.digest(), "big") / 2**64
         for mood, share in _MOODS.get(family, ()):
             left -= share

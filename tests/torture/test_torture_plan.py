@@ -46,14 +46,15 @@ def test_numbers_are_of_one_client_each():
     assert {wish.workflow for wish in wishes(5)} == {"everything", "narrow", "solo", "rented", "flaky", "quick"}
 
 
-def test_moods_are_of_the_call_and_mostly_good():
+def test_moods_are_of_the_turn_and_mostly_good():
     plan = Plan(Round(3, 60))
-    moods = [plan.mood("work", f"run_{n}/left", 1) for n in range(4000)]
-    assert moods == [Plan(Round(3, 60)).mood("work", f"run_{n}/left", 1) for n in range(4000)]
+    moods = [plan.mood("work", "left", n) for n in range(4000)]
+    assert moods == [Plan(Round(3, 60)).mood("work", "left", n) for n in range(4000)]
+    assert moods != [plan.mood("work", "right", n) for n in range(4000)]
     counts = Counter(moods)
     assert counts.keys() == {"ok", "500", "reset", "stall", "slow"}
     assert counts["ok"] > 3000
-    assert {plan.mood("read", f"run_{n}/x", 1) for n in range(100)} == {"ok"}
+    assert {plan.mood("read", "odd", n) for n in range(100)} == {"ok"}
 
 
 def test_rounds_can_be_repeated_one_by_one():
