@@ -127,7 +127,7 @@ async def pending(daemon: Daemon) -> int:
     return len((await daemon.stub(EventServiceStub).ListEvents(request, timeout=20)).events)
 
 
-@pytest.mark.timeout(3600 if IS_BIG else 150)
+@pytest.mark.timeout(7200 if IS_BIG else 150)
 async def test_the_six_properties_over_kills_and_reconnects() -> None:
     chance = seeded("test_watches")
     acked: list[str] = []
