@@ -83,6 +83,14 @@ docs: $(STAMP) ## write the pages that are made from code
 bench: $(STAMP) ## measure, each figure beside its bare cost and its budget (ARGS="--quick" for a short look)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: bench-growth
+bench-growth: $(STAMP) ## measure with a million stored runs, and how figures grow
+	@$(BIN)/python -m benchmarks --growth $(ARGS)
+
+.PHONY: bench-peer
+bench-peer: $(STAMP) ## measure another engine beside this one (PEER=dbos, prefect, temporal, restate, huey)
+	@$(BIN)/python -m benchmarks.peer $(or $(PEER),--help) $(ARGS)
+
 # Tests that have a larger size than CI has time for.
 SOAK = $(addprefix tests/,crash/test_kill9.py crash/test_kill9_semantics.py crash/test_kill9_triggers.py \
   crash/test_kill9_ticks.py crash/test_kill9_queued.py triggers/test_clock_turned.py \
@@ -99,5 +107,5 @@ torture: $(STAMP) ## taskforgectl torture with several seeds (MINUTES=10 SEEDS="
 
 .PHONY: clean
 clean: ## remove what was made here, .venv too
-	@rm -rf $(VENV) build dist benchmarks/results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) build dist benchmarks/results benchmarks/.peers .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -65,14 +65,14 @@ def main() -> int:
     print(f"{machine['cpus']} cores, load {machine['load_before']} before the start, SQLite {machine['sqlite']}")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tf-bench-") as folder:
-        bench = Bench(arguments.quick, Path(folder))
+        bench = Bench(measure.QUICK if arguments.quick else 1, Path(folder))
         uvloop.run(measure.run(bench, arguments.rows, arguments.repeats))
     machine |= {"quick": arguments.quick, "seconds": round(time.perf_counter() - began)}
     found = Results(
         machine=machine,
         bares=bench.bares,
         speeds=bench.speeds(),
-        figures=results.gather(bench.samples),
+        figures=results.gather(bench.samples, bench.speeds()),
         points=bench.points,
         failures=bench.failures,
     )

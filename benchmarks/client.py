@@ -140,8 +140,9 @@ async def serving(*definitions: str, home: Path | None = None, env: Mapping[str,
 
 @contextlib.asynccontextmanager
 async def connected(daemon: Daemon) -> AsyncIterator[Client]:
-    """A client of a daemon that runs."""
-    async with grpc.aio.insecure_channel(daemon.tcp) as channel:
+    """A client of a daemon that runs, with a connection of its own."""
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.insecure_channel(daemon.tcp, options=own) as channel:
         yield Client(daemon, channel)
 
 

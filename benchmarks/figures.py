@@ -29,11 +29,10 @@ class Figure:
         """How many times the budget is met: 1 or more is met."""
         return value / budget if self.higher else budget / value
 
-    def scaled(self, speeds: dict[str, float]) -> float | None:
-        """The budget on a machine of which the yardsticks are so many times as fast as the reference."""
-        if self.budget is None or self.scale not in speeds:
+    def scaled(self, speed: float | None) -> float | None:
+        """The budget on a machine of which the yardstick is so many times as fast as the reference's."""
+        if self.budget is None or not speed:
             return None
-        speed = speeds[self.scale]
         return self.budget * speed if self.higher else self.budget / speed
 
 
@@ -78,8 +77,8 @@ _ALL = (
     # beside other work
     Figure("cron.idle", "10,000 cron triggers, none due", "% of a core", higher=False),
     Figure("cron.due", "5,000 cron triggers due at one second, the last", "s", higher=False),
-    Figure("watch.lag", "100 watchers, history event to its watcher, p50", "ms", higher=False),
-    Figure("watch.lag.p99", "100 watchers, history event to its watcher, p99", "ms", higher=False),
+    Figure("watch.lag", "history event to its watcher, 20 runs/s, p50", "ms", higher=False),
+    Figure("watch.lag.p99", "history event to its watcher, 20 runs/s, p99", "ms", higher=False),
     Figure("watch", "3 HTTP steps, each run watched", "steps/s", bare_is="the same without watchers"),
     Figure("prune.p99", "StartRun p99 beside pruning", "ms", higher=False, bare_is=_ALONE),
     Figure("prune", "runs pruned", "runs/s"),

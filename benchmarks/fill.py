@@ -11,71 +11,85 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.client import Client, serving, stop_and_measure
-from benchmarks.definitions import FAILING
-from benchmarks.load import load
+from benchmarks.definitions import FAILING, PURE
 
-_SEED = 2000
+SEED = 2000
 _EACH_FAILS = 50
+_NOT_OF_RUNS = {"events", "purge"}
+"""Tables with a `run_no` that are not copied: events that runs published, and runs that leave."""
+
+_RENAMED = """CASE WHEN sequence = 1 AND instr(body, CAST({old} AS BLOB))
+  THEN CAST(replace(CAST(body AS TEXT), {old}, {new}) AS BLOB) ELSE body END""".format(
+    old="(SELECT id FROM runs WHERE no = run_no)", new="(SELECT id FROM runs WHERE no = run_no + {by})"
+)
 
 
-async def fill(home: Path, count: int, definition: str, workflow: str = "pure") -> None:
-    """Make a home with `count` finished runs of a definition that takes `n`; one in 50 is of one that fails."""
+async def fill(home: Path, count: int) -> None:
+    """Make a home with `count` finished runs of `pure`; one in 50 is of `failing`."""
+    await seed(home, min(SEED, count))
+    await asyncio.to_thread(multiply, home, count)
+
+
+async def seed(home: Path, count: int = SEED) -> None:
+    """Make a home with so many runs that were really run."""
     home.parent.mkdir(parents=True, exist_ok=True)
-    async with serving(definition, FAILING, home=home) as client:
-        seed = min(_SEED, count)
-        await _run_seed(client, workflow, seed)
+    async with serving(PURE, FAILING, home=home) as client:
+        if count:
+            await _run(client, count)
         await asyncio.to_thread(stop_and_measure, client.daemon)
-    await asyncio.to_thread(_multiply, home / "taskforge.db", count)
 
 
-async def _run_seed(client: Client, workflow: str, count: int) -> None:
-    each = max(1, count // _EACH_FAILS)
-    for _ in range(0, count, each):
-        if each > 1:
-            await client.start_batch(workflow, '{"n":1}', each - 1)
+async def _run(client: Client, count: int) -> None:
+    for at in range(0, count, _EACH_FAILS):
+        size = min(_EACH_FAILS, count - at)
+        if size > 1:
+            await client.start_batch("pure", '{"n":1}', size - 1)
         await client.start_batch("failing", '{"n":1}', 1)
-    await load(lambda n: client.start(workflow, f'{{"n":{n}}}', wait=True), count=count % each, width=8)
     await client.until_idle()
 
 
-def _multiply(database: Path, count: int) -> None:
-    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+def multiply(home: Path, count: int) -> None:
+    """Copy the runs of a stopped daemon's home until there are `count`."""
+    with contextlib.closing(sqlite3.connect(home / "taskforge.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -262144")
-        (seed, first, last) = connection.execute(
-            "SELECT max(no), min(created_at), max(created_at) FROM runs"
-        ).fetchone()
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-        copies = {table: _columns(connection, table) for table in tables}
-        for block in range(1, -(-count // seed)):
-            size = min(seed, count - block * seed)
-            earlier = (last - first + 1) * block
+        bounds = connection.execute("SELECT max(no), min(created_at), max(created_at) FROM runs")
+        of, first, last = bounds.fetchone()
+        tables = sorted(_tables(connection), key=lambda table: table[0] != "runs")  # ids first
+        for at in range(of, count, of):
             connection.execute("BEGIN")
-            for table, columns in copies.items():
-                if table == "runs" or ("run_no" in columns and table not in {"events", "purge"}):
-                    _copy(connection, table, columns, block * seed, size, earlier)
+            for table, columns in tables:
+                _copy(connection, table, columns, at, min(of, count - at), (last - first + 1) * (at // of))
             connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+def _tables(connection: sqlite3.Connection) -> Iterator[tuple[str, list[str]]]:
+    """The tables that hold runs, with their columns, whatever a migration has made of them."""
+    for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        if table == "runs" or ("run_no" in columns and table not in _NOT_OF_RUNS):
+            yield table, columns
 
 
-def _copy(connection: sqlite3.Connection, table: str, columns: list[str], by: int, size: int, earlier: int) -> None:
-    """Copy the rows of the first `size` runs: numbers go up by `by`, times by `earlier`, ids are new."""
+def _copy(connection: sqlite3.Connection, table: str, columns: list[str], by: int, size: int, later: int) -> None:
+    """Copy the rows of the first `size` runs: numbers go up by `by`, times by `later`, ids are new."""
     number = "no" if table == "runs" else "run_no"
-    changed = {number: f"{number} + {by}"}
+    changed = {name: f"{name} + {later}" for name in columns if name == "at" or name.endswith("_at")}
+    changed |= {number: f"{number} + {by}"}
     if table == "runs":
         changed["id"] = f"substr(id, 1, 22) || printf('%08x', no + {by})"
-    changed |= {name: f"{name} + {earlier}" for name in columns if name == "at" or name.endswith("_at")}
-    kept = [name for name in columns if table != "step_logs" or name != "no"]
+    if table == "history":  # the first event tells the id
+        changed["body"] = _RENAMED.format(by=by)
+    kept = [name for name in columns if (table, name) != ("step_logs", "no")]
     values = ", ".join(changed.get(name, name) for name in kept)
-    names = ", ".join(kept)
-    connection.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM {table} WHERE {number} <= ?", (size,))
+    connection.execute(
+        f"INSERT INTO {table} ({', '.join(kept)}) SELECT {values} FROM {table} WHERE {number} <= ?", (size,)
+    )
 
 
 def remove(home: Path) -> None:

@@ -82,7 +82,7 @@ async def fan(b: Bench) -> None:
 
 async def fair(b: Bench) -> None:
     """One run of a quiet tenant beside 10,000 runs of another one, against the same run alone."""
-    flood = 1000 * b.count(10)
+    flood = 1000 * max(4, b.count(10))
     with bare.server("echo") as port:
         text = json.dumps({"url": f"http://127.0.0.1:{port}/echo"})
         async with serving(HTTP) as client:

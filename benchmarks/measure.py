@@ -37,6 +37,7 @@ class Row:
 
 
 LIMIT = 4
+QUICK = 1 / 8
 
 
 @dataclass(slots=True)
@@ -44,14 +45,14 @@ class Bench:
     """What a row is given: how large to measure, a scratch folder, where to report.
 
     Attributes:
-        quick: an eighth of the work, once.
+        share: of the whole work that is done: 1, `QUICK`, or less in tests.
         samples: of each figure, one for each repeat.
         points: of growth curves: curve, x, metric, value, unit.
         bares: of each yardstick, everything that was measured.
         failures: rows that did not come to an end, and why.
     """
 
-    quick: bool
+    share: float
     folder: Path
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     points: list[dict[str, object]] = field(default_factory=list)
@@ -60,11 +61,11 @@ class Bench:
 
     def count(self, full: int) -> int:
         """How many to do."""
-        return max(1, full // 8) if self.quick else full
+        return max(1, int(full * self.share))
 
     def seconds(self, full: float) -> float:
         """How long to put load on."""
-        return full / 8 if self.quick else full
+        return full * self.share
 
     def report(
         self,
@@ -90,7 +91,7 @@ class Bench:
 
     async def bare(self, kind: str) -> float:
         """Operations a second of a yardstick, measured now."""
-        value = await bare.rate(kind, self.folder, 0.4 if self.quick else 1.2)
+        value = await bare.rate(kind, self.folder, 1.2 * self.share**0.5)
         self.bares.setdefault(kind, []).append(value)
         return value
 
@@ -109,7 +110,7 @@ async def run(bench: Bench, rows: list[Row], repeats: int | None) -> None:
     print("bare: what the parts cost without Taskforge", flush=True)
     await bench.yardsticks()
     for row in rows:
-        for n in range(1 if bench.quick and repeats is None else repeats or row.repeats):
+        for n in range(repeats or (row.repeats if bench.share == 1 else 1)):
             print(f"{row.name}{f' again ({n + 1})' if n else ''}: {row.what}", flush=True)
             if not await _once(bench, row):
                 break

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.figures import FIGURES
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -38,6 +40,8 @@ class Measured:
     daemon_ms: float | None = None
     client_ms: float | None = None
     note: str = ""
+    speed: float | None = None
+    """How many times as fast as the reference machine this one was, by the yardstick that scales the budget."""
 
     @property
     def value(self) -> float:
@@ -101,7 +105,7 @@ class Results:
         return results
 
 
-def gather(samples: dict[str, list[Sample]]) -> dict[str, Measured]:
+def gather(samples: dict[str, list[Sample]], speeds: dict[str, float]) -> dict[str, Measured]:
     """Fold the repeats of each figure."""
     return {
         key: Measured(
@@ -111,6 +115,7 @@ def gather(samples: dict[str, list[Sample]]) -> dict[str, Measured]:
             _median(one.daemon_ms for one in found),
             _median(one.client_ms for one in found),
             found[-1].note,
+            speeds.get(FIGURES[key].scale),
         )
         for key, found in samples.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import beside, latency, process, throughput
+from benchmarks import beside, growth, latency, process, throughput
 from benchmarks.measure import Row
 
 # The rows of `make bench`. Seconds are of one repeat on two slow cores.
@@ -26,6 +26,11 @@ ROWS = (
 )
 
 # The rows of `make bench-growth`.
-GROWTH: tuple[Row, ...] = ()
+GROWTH = (
+    Row("stored", growth.stored, 500, repeats=1),
+    Row("backlog", growth.backlog, 200, repeats=1),
+    Row("fan-out", growth.fan_out, 45, repeats=1),
+    Row("concurrency", growth.concurrency, 70, repeats=1),
+)
 
 BY_NAME = {row.name: row for row in (*ROWS, *GROWTH)}

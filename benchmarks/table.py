@@ -9,9 +9,9 @@ HEAD = ("what", "measured", "+-", "budget", "", "scaled", "", "bare", "of bare",
 RIGHT = {1, 2, 3, 5, 7, 8, 9, 10}
 
 
-def cells(figure: Figure, measured: Measured, speeds: dict[str, float]) -> tuple[str, ...]:
+def cells(figure: Figure, measured: Measured) -> tuple[str, ...]:
     """One line: in the order of `HEAD`."""
-    scaled = figure.scaled(speeds)
+    scaled = figure.scaled(measured.speed)
     return (
         figure.title,
         f"{number(measured.value)} {figure.unit}",
@@ -36,9 +36,7 @@ def _held(figure: Figure, value: float, budget: float | None) -> tuple[str, str]
 
 def render(results: Results) -> str:
     """The table of all figures of the results, in the order of `figures.py`."""
-    body = [
-        cells(figure, results.figures[key], results.speeds) for key, figure in FIGURES.items() if key in results.figures
-    ]
+    body = [cells(figure, results.figures[key]) for key, figure in FIGURES.items() if key in results.figures]
     return align([HEAD, tuple("" for _ in HEAD), *body], RIGHT)
 
 
