@@ -104,12 +104,11 @@ class StoredEvent(NamedTuple):
 
 @dataclass(slots=True)
 class RunChange:
-    """Rows of one run. At most one of `insert` and `update` is given; `new_steps` go with `insert`."""
+    """Rows of one run. At most one of `insert` and `update` is given."""
 
     insert: Row | None = None
     update: Row | None = None
     history: list[Row] = field(default_factory=list)
-    new_steps: list[Row] = field(default_factory=list)
     steps: list[Row] = field(default_factory=list)
     commands: list[Row] = field(default_factory=list)
     claims: list[Row] = field(default_factory=list)
@@ -181,11 +180,7 @@ def build_change(
             *(run.state.text, run.sequence, change.head_hash, int(run.cancel_requested), started_at, ended_at),
             *(no, guard),
         )
-    steps = [_step_row(no, key, run.steps[key]) for key in touched]
-    if new is None:
-        change.steps = steps
-    else:
-        change.new_steps = steps
+    change.steps = [_step_row(no, key, run.steps[key]) for key in touched]
     _place_commands(home, run, change, history, commands, claims, news)
     return change
 
@@ -327,7 +322,6 @@ def write_changes(connection: sqlite3.Connection, changes: Sequence[RunChange]) 
     _many(connection, "insert_run", [change.insert for change in changes if change.insert is not None])
     _many(connection, "update_run", [change.update for change in changes if change.update is not None])
     _many(connection, "insert_history", [row for change in changes for row in change.history])
-    _many(connection, "insert_step", [row for change in changes for row in change.new_steps])
     _many(connection, "save_step", [row for change in changes for row in change.steps])
     _many(connection, "insert_command", [row for change in changes for row in change.commands])
     _many(connection, "claim_command", [row for change in changes for row in change.claims])

@@ -12,10 +12,6 @@ WHERE no = ? AND sequence = ?
 -- insert_history --
 INSERT INTO history (run_no, sequence, at, kind, step, attempt, body, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
--- insert_step --
--- Of a run that is inserted by the same write.
-INSERT INTO step_runs (run_no, key, state, attempt, started_at, ended_at, wake_at) VALUES (?, ?, ?, ?, ?, ?, ?)
-
 -- save_step --
 INSERT INTO step_runs (run_no, key, state, attempt, started_at, ended_at, wake_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (run_no, key) DO UPDATE SET state = excluded.state, attempt = excluded.attempt,
