@@ -27,6 +27,9 @@ from taskforge.v1 import (
 WAIT = Duration(seconds=60)
 QUIET = {"PYTHONWARNINGS": "ignore", "TASKFORGE_LOG_LEVEL": "warning"}
 
+_READY_S = 180.0
+"""A row that is late is a figure; a daemon that is given up is none."""
+
 
 class Client:
     """A load client of one daemon: bare stubs over TCP, the token in each call."""
@@ -128,6 +131,7 @@ class Client:
 async def serving(*definitions: str, home: Path | None = None, env: Mapping[str, str] = QUIET) -> AsyncIterator[Client]:
     """A daemon with these workflows, on a fresh home or on one that exists, and a client of it."""
     daemon = Daemon(home, env={**QUIET, **env})
+    daemon.READY_S = _READY_S
     try:
         await asyncio.to_thread(daemon.start)
         for definition in definitions:

@@ -93,7 +93,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-async def until_open(port: int, within_s: float = 60.0) -> None:
+async def until_open(port: int, within_s: float = 180.0) -> None:
     """Wait until somebody listens."""
     deadline = time.monotonic() + within_s
     while True:
