@@ -16,7 +16,7 @@ from statistics import median
 from taskforge.v1 import run_pb2
 
 from benchmarks import bare, fill
-from benchmarks.client import Client, connected, resident, serving, stop_and_measure
+from benchmarks.client import Client, Meter, connected, resident, serving, stop_and_measure
 from benchmarks.definitions import FAN_LIGHT, GROUPED, HTTP, PURE
 from benchmarks.load import load
 from benchmarks.measure import Bench
@@ -55,6 +55,7 @@ async def stored(b: Bench) -> None:
 _UNITS = {
     "StartRun": "steps/s",
     "BatchStartRuns": "steps/s",
+    "daemon": "processor ms for a run",
     "first page": "ms",
     "failed runs": "ms",
     "deep page": "ms",
@@ -102,11 +103,14 @@ async def _throughput(b: Bench, home: Path) -> dict[str, float]:
     """Steps a second on this home, and how long its daemon took to start."""
     async with serving(home=home) as client:
         await load(lambda _: client.start("pure", '{"n":1}', wait=True), count=100)
+        meter = Meter(client.daemon)
         one = await load(lambda _: client.start("pure", '{"n":1}', wait=True), seconds=b.seconds(5))
+        processor, _ = meter.per(one.count)
         many = await load(_batch_to_end(client), seconds=b.seconds(5), width=1)
         return {
             "StartRun": 3 * one.rate,
             "BatchStartRuns": 3000 * many.rate,
+            "daemon": processor,
             "start": client.daemon.ready_s[-1],
         }
 
@@ -156,11 +160,14 @@ async def backlog(b: Bench) -> None:
                 batches = max(1, b.count(size // 1000)) if size else 0
                 await load(lambda _: client.start_batch("grouped", '{"n":1}', 1000), count=batches - waiting, width=2)
                 waiting = batches
+                meter = Meter(daemon)
                 one = await load(lambda _: client.start("pure", '{"n":1}', wait=True), seconds=b.seconds(4))
+                processor, _ = meter.per(one.count)
                 memory = resident(daemon.pid)
                 await asyncio.to_thread(stop_and_measure, daemon)
                 await asyncio.to_thread(daemon.start)
             b.point("backlog", 1000 * waiting, "StartRun", 3 * one.rate, "steps/s")
+            b.point("backlog", 1000 * waiting, "daemon", processor, "processor ms for a run")
             b.point("backlog", 1000 * waiting, "StartRun p50", one.ms(0.5), "ms")
             b.point("backlog", 1000 * waiting, "memory", memory / MEGA, "MB")
             b.point("backlog", 1000 * waiting, "start", daemon.ready_s[-1], "s")
