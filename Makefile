@@ -95,7 +95,7 @@ bench-peer: $(STAMP) ## measure another engine beside this one (PEER=dbos, prefe
 SOAK = $(addprefix tests/,crash/test_kill9.py crash/test_kill9_semantics.py crash/test_kill9_triggers.py \
   crash/test_kill9_ticks.py crash/test_kill9_queued.py triggers/test_clock_turned.py \
   semantics/test_stopped_daemon.py semantics/test_poison.py crash/test_watches.py \
-  storage/test_backups.py storage/test_long_load.py rpc/test_open_streams.py)
+  storage/test_backups.py storage/test_long_load.py rpc/test_open_streams.py kills)
 
 .PHONY: soak
 soak: $(STAMP) ## the gates of docs/testing.md for longer (CYCLES=200)

@@ -18,6 +18,7 @@ LONG = (
     *("test_hostile_strings.py", "test_tls_daemon.py", "test_tls_webhook.py", "test_guard.py", "test_scheduler.py"),
     *("test_open_streams.py", "test_long_load.py", "test_checkpoints.py"),
     *("test_metrics.py", "test_backups.py", "test_socket_activation.py", "test_typed_pages.py", "test_readme.py"),
+    *("test_failpoint_kills.py", "test_syscall_sweep.py", "test_powercut.py"),
 )
 """Files that take long. With them first no worker is left alone with one at the end."""
 

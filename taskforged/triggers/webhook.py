@@ -360,9 +360,9 @@ class WebhookListener:
         They are not refused, as what still waits in the kernel is not when the socket was handed over to us.
         """
         for _ in range(round(limit_s / _LOOK_S)):
+            await asyncio.sleep(_LOOK_S)  # first: what was accepted a moment ago is known to nobody yet
             if not server.has_unheard():
                 return
-            await asyncio.sleep(_LOOK_S)
 
     async def _finish_active(self, grace_s: float) -> None:
         if self._active:

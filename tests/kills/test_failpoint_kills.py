@@ -144,7 +144,7 @@ async def _lane(names: list[str], nursery: Nursery, effects: EffectServer, chanc
             await daemon.aclose()
 
 
-@pytest.mark.timeout(180 + 120 * CYCLES)
+@pytest.mark.timeout(300 + 300 * CYCLES)
 async def test_a_kill_at_each_failpoint_costs_nothing(effects: EffectServer) -> None:
     chance = seeded("test_failpoint_kills")
     names = [*PROVOKE, *IDLE] * CYCLES

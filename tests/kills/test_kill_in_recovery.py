@@ -165,7 +165,7 @@ def _copy(daemon: Daemon, name: str, nursery: Nursery) -> Daemon:
     return Daemon(home, nursery=nursery, env=MANY)
 
 
-@pytest.mark.timeout(150 + 3 * KILLS)
+@pytest.mark.timeout(300 + 6 * KILLS)
 async def test_many_cut_recoveries_come_to_what_one_comes_to(effects: EffectServer) -> None:
     chance = seeded("test_kill_in_recovery")
     with Nursery() as nursery:

@@ -63,14 +63,14 @@ async def _sweep(crowd: Crowd, plans: list[str]) -> None:
     print(f"{len(plans)} lives, {started} of them became ready; {crowd.count} acknowledged")
 
 
-@pytest.mark.timeout(120 + 6 * LIVES)
+@pytest.mark.timeout(300 + 10 * LIVES)
 async def test_a_kill_at_the_nth_sync_costs_nothing(nursery: Nursery, effects: EffectServer) -> None:
     chance = seeded("test_syscall_sweep syncs")
     plans = [f"sync:{n}:{chance.choice(['before', 'after'])}" for n in _spread(SYNCS, min(LIVES, SYNCS), chance)]
     await _swept(nursery, effects, chance, plans)
 
 
-@pytest.mark.timeout(120 + 6 * LIVES)
+@pytest.mark.timeout(300 + 10 * LIVES)
 async def test_a_kill_at_the_nth_write_costs_nothing(nursery: Nursery, effects: EffectServer) -> None:
     chance = seeded("test_syscall_sweep writes")
     numbers = _spread(WRITES, max(4, LIVES // 2), chance)
@@ -89,7 +89,7 @@ async def _swept(nursery: Nursery, effects: EffectServer, chance: random.Random,
         await daemon.aclose()
 
 
-@pytest.mark.timeout(60 + 6 * LIVES)
+@pytest.mark.timeout(300 + 6 * LIVES)
 def test_a_kill_at_the_nth_sync_of_a_new_home_leaves_one_that_starts(nursery: Nursery, tmp_path: Path) -> None:
     chance = seeded("test_syscall_sweep new homes")
     cut = 0
