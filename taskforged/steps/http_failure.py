@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from functools import lru_cache
 from typing import NoReturn
 
 import aiohttp
@@ -38,6 +39,7 @@ def origin_text(url: URL) -> str:
     return f"{url.scheme}://{url.raw_authority.rpartition('@')[2]}"
 
 
+@lru_cache(maxsize=512)
 def place_text(method: str, url: URL, *, is_cut: bool = True) -> str:
     """What was asked of whom, as messages show it: never the user nor the query, which may hold secrets.
 

@@ -110,19 +110,22 @@ def build_request(config: Mapping[str, Json], resolved: Mapping[str, Json], task
     given = dict(_header_pairs(resolved.get("headers")))
     has_trace = any(name.lower() == "traceparent" for name in given)  # then ours says nothing of its state either
     own = _own_headers(task, has_trace=has_trace) | ({"Content-Type": content_type} if content_type else {})
-    # A value that differs from what the definition says was filled in from a secret.
-    plain = {name: value for name, value in given.items() if name.lower() in _HARMLESS}
-    plain = {name: value for name, value in plain.items() if (config["headers"] or {}).get(name) == value}
     return Request(
         method=method.upper(),
         url=url if url.user is None and url.password is None else url.with_user(None),
         headers=_overlaid(own | _authorization(url), given),
-        fallback=_overlaid(own, plain),
+        fallback=_overlaid(own, _plain(given, config["headers"]) if given else {}),
         body=body,
         is_secret=kind is not None and config.get(kind) != resolved.get(kind),
         tls=_tls(resolved.get("tls")),
         place=_place(method.upper(), url, config.get("url")),
     )
+
+
+def _plain(given: Mapping[str, str], written: Json) -> dict[str, str]:
+    """The harmless headers; a value that differs from what the definition says was filled in from a secret."""
+    harmless = {name: value for name, value in given.items() if name.lower() in _HARMLESS}
+    return {name: value for name, value in harmless.items() if (written or {}).get(name) == value}
 
 
 def _place(method: str, url: URL, written: Json) -> str:
@@ -221,10 +224,18 @@ def _encoded(config: Mapping[str, Json]) -> tuple[str | None, bytes | None, str]
 
 
 def _url(text: Json, query: Json) -> URL:
-    if not isinstance(text, str) or _CONTROL.search(text):
-        fail("invalid_request", "the URL is missing or holds a control character")
+    if not isinstance(text, str):
+        fail("invalid_request", "the URL is missing")
+    added = "" if query in (None, {}) else urlencode(list(_pairs(query, "query", with_lists=True)), safe="/:")
+    return _absolute(text, added)
+
+
+@lru_cache(maxsize=512)
+def _absolute(text: str, added: str) -> URL:
+    """The URL that a text means, with what is added to its query. Cached: most steps call the same ones."""
+    if _CONTROL.search(text):
+        fail("invalid_request", "the URL holds a control character")
     base = urldefrag(text.strip()).url
-    added = urlencode(list(_pairs(query, "query", with_lists=True)), safe="/:")
     if added:
         base += ("&" if "?" in base else "?") + added
     try:
@@ -237,9 +248,7 @@ def _url(text: Json, query: Json) -> URL:
     return url
 
 
-@lru_cache(maxsize=512)
 def _parsed(text: str) -> URL:
-    # Cached, since a URL object computes its parts when asked and keeps them: most steps call the same URL.
     # A URL that is in order goes out byte for byte as it was written: a signed one may not be normalised.
     return URL(text, encoded=_PLAIN_URL.fullmatch(text) is not None)
 
