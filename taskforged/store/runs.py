@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from taskforged.engine.model import Json
 from taskforged.engine.run import Run, evolve
+from taskforged.engine.states import RunState
 from taskforged.store.changes import StoredEvent, history_from_row
 from taskforged.store.events import EventRow, event_context
 from taskforged.store.sql import QUERIES
@@ -152,6 +153,30 @@ def _context_of(connection: sqlite3.Connection, event_no: int | None) -> Json:
 
 
 def _list_query(wanted: RunFilter, limit: int) -> tuple[str, list[Any]]:
+    event_id = "(SELECT e.id FROM events e WHERE e.no = runs.event_no)"
+    columns = ", ".join((*RunRow._fields[:-1], event_id))
+    if wanted.states and RunState.SUCCEEDED.value not in wanted.states:
+        where, parameters = _rare(wanted, limit)
+    else:
+        clauses, parameters = _clauses(wanted)
+        if wanted.states:
+            clauses.append(f"state IN ({', '.join('?' * len(wanted.states))})")
+            parameters.extend(wanted.states)
+        where = " AND ".join(clauses)
+    sql = f"SELECT {columns} FROM runs WHERE {where} ORDER BY no DESC LIMIT ?"  # noqa: S608
+    return sql, [*parameters, limit]
+
+
+def _rare(wanted: RunFilter, limit: int) -> tuple[str, list[Any]]:
+    """Find what has not succeeded by the index of just that, state by state: among very many runs it may be none."""
+    clauses, parameters = _clauses(wanted)
+    where = " AND ".join([*clauses, "state = ? AND state <> 'SUCCEEDED'"])
+    one = f"SELECT no FROM (SELECT no FROM runs WHERE {where} ORDER BY no DESC LIMIT ?)"  # noqa: S608
+    found = " UNION ALL ".join([one] * len(wanted.states))
+    return f"no IN ({found})", [value for state in wanted.states for value in (*parameters, state, limit)]
+
+
+def _clauses(wanted: RunFilter) -> tuple[list[str], list[Any]]:
     clauses = ["namespace_no = ?"]
     parameters: list[Any] = [wanted.namespace_no]
     if wanted.before:
@@ -166,10 +191,4 @@ def _list_query(wanted: RunFilter, limit: int) -> tuple[str, list[Any]]:
     if wanted.event_no is not None:
         clauses.append("event_no = ?")
         parameters.append(wanted.event_no)
-    if wanted.states:
-        clauses.append(f"state IN ({', '.join('?' * len(wanted.states))})")
-        parameters.extend(wanted.states)
-    event_id = "(SELECT e.id FROM events e WHERE e.no = runs.event_no)"
-    columns = ", ".join((*RunRow._fields[:-1], event_id))
-    sql = f"SELECT {columns} FROM runs WHERE {' AND '.join(clauses)} ORDER BY no DESC LIMIT ?"  # noqa: S608
-    return sql, [*parameters, limit]
+    return clauses, parameters

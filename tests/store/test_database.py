@@ -19,6 +19,7 @@ from taskforged.store.database import (
     schema_version,
     split_statements,
 )
+from taskforged.store.runs import RunFilter, _list_query
 from taskforged.store.sql import QUERIES, parse_queries
 
 
@@ -166,6 +167,17 @@ def test_hot_queries_go_by_their_index(path, name):
     connection.close()
     assert HOT[name] in plan
     assert "TEMP B-TREE" not in plan
+
+
+@pytest.mark.parametrize("states", [("CANCELLED",), ("PENDING", "RUNNING"), ("FAILED", "DEAD")])
+@pytest.mark.parametrize("before", [0, 7])
+def test_runs_in_a_state_that_few_are_in_are_not_looked_for_among_all(path, states, before):
+    connection = connect_writer(path)
+    sql, values = _list_query(RunFilter(1, states=states, before=before), 50)
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+    connection.close()
+    assert sum("INDEX runs_by_trouble (namespace_no=? AND state=?" in step for step in plan) == len(states), plan
+    assert not any("runs_by_namespace" in step or "SCAN runs" in step for step in plan), plan
 
 
 @pytest.mark.parametrize(
