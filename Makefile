@@ -11,6 +11,8 @@ STAMP := $(VENV)/.taskforge-dev
 PYTEST := $(BIN)/python -m pytest -q
 # Tests of daemons wait more than they compute. A file stays with one worker: its tests may share a daemon.
 PARALLEL = -n $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder
+# Tests start hundreds of interpreters, and each would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
 PROTOS := $(wildcard protos/taskforge/v1/*.proto)
 GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos \
   --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
