@@ -63,7 +63,7 @@ _NETWORK: tuple[tuple[type[Exception], str, str], ...] = (
     (aiohttp.ClientHttpProxyError, "proxy", "the proxy refuses the connection"),
     (aiohttp.ServerDisconnectedError, "network", "the server closed the connection without an answer"),
     (aiohttp.ClientPayloadError, "network", "the answer broke off, or is not encoded as it says"),
-    (aiohttp.ClientResponseError, "network", "the answer is no HTTP"),
+    (aiohttp.ClientResponseError, "network", "the answer is no HTTP, or its head is too long"),
     (aiohttp.InvalidURL, "invalid_request", "the URL cannot be understood"),
     (aiohttp.ClientError, "network", "the connection broke"),
     (OSError, "network", "the connection broke"),

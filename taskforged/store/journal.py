@@ -47,6 +47,12 @@ BATCH_MAX = 1024
 _FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE")
 """There was no room: for the log, or for its index. Nothing was written, and nothing is wrong with the disk."""
 
+_SLOW_S = 0.25
+"""A commit that is worth a line in the log: as long as a lag of the event loop."""
+
+_QUIET_S = 10.0
+"""Between two such lines; those left out are counted in the next one."""
+
 WAITING_MAX = 20_000
 """Writes that may wait for the next commit; beyond that callers are refused instead of memory being filled."""
 
@@ -92,6 +98,8 @@ class Journal:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._failure: BaseException | None = None
+        self._told_slow_at = -_QUIET_S
+        self._untold_slow = 0
         self.stats = JournalStats()
 
     async def start(self) -> None:
@@ -208,6 +216,16 @@ class Journal:
         stats.largest_batch = max(stats.largest_batch, size)
         stats.sizes.observe(size)
         stats.durations.observe(took_s)
+        if took_s >= _SLOW_S:
+            self._warn_slow(size, took_s)
+
+    def _warn_slow(self, size: int, took_s: float) -> None:
+        now = time.monotonic()
+        if now - self._told_slow_at < _QUIET_S:
+            self._untold_slow += 1
+            return
+        others, self._told_slow_at, self._untold_slow = self._untold_slow, now, 0
+        _log.warning("store.slow", commit_s=round(took_s, 3), writes=size, others_since_last_line=others)
 
     def _check_fatal(self, error: sqlite3.Error) -> None:
         if _error_name(error).startswith(_FULL):

@@ -1,6 +1,8 @@
-/* LD_PRELOAD shim: a disk that is full, read-only or broken while a file says so. Only files of the database are
- * concerned. Beside the path in FULLDISK: `<path>.full` makes writes fail with ENOSPC, `<path>.readonly` with EROFS,
- * `<path>.broken` makes syncs fail with EIO, `<path>.unsynced` those of the database file alone, as a checkpoint makes. */
+/* LD_PRELOAD shim: a disk that is full, small, read-only, broken or slow while a file says so. Only files of the
+ * database are concerned. Beside the path in FULLDISK: `<path>.full` makes writes fail with ENOSPC, `<path>.readonly`
+ * with EROFS, `<path>.broken` makes syncs fail with EIO, `<path>.unsynced` those of the database file alone, as a
+ * checkpoint makes. `<path>.small` holds the bytes that a file may have: what is there can be written again, and what
+ * would grow beyond is cut off, as on a disk that fills up. `<path>.slow` holds the microseconds that a sync takes. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -8,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 static int is_said(const char *what) {
@@ -18,6 +21,23 @@ static int is_said(const char *what) {
     int kept = errno, found = access(path, F_OK) == 0;
     errno = kept;
     return found;
+}
+
+/* The number in a file; -1 when there is no such file. */
+static long number_in(const char *what) {
+    char path[4096];
+    const char *base = getenv("FULLDISK");
+    if (base == NULL) return -1;
+    snprintf(path, sizeof path, "%s.%s", base, what);
+    int kept = errno;
+    long number = -1;
+    FILE *file = fopen(path, "r");
+    if (file != NULL) {
+        if (fscanf(file, "%ld", &number) != 1) number = -1;
+        fclose(file);
+    }
+    errno = kept;
+    return number;
 }
 
 static int is_database(int fd, int or_log) {
@@ -45,16 +65,34 @@ ssize_t write(int fd, const void *data, size_t size) {
     return refused(fd) ? -1 : real(fd, data, size);
 }
 
-ssize_t pwrite(int fd, const void *data, size_t size, off_t at) {
-    static ssize_t (*real)(int, const void *, size_t, off_t);
-    if (real == NULL) real = (ssize_t(*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
-    return refused(fd) ? -1 : real(fd, data, size, at);
+/* How much of a write has room; 0: nothing. */
+static size_t fitting(int fd, size_t size, off64_t at) {
+    long most = number_in("small");
+    if (most < 0 || at + (off64_t)size <= most || !is_database(fd, 1)) return size;
+    return at >= most ? 0 : (size_t)(most - at);
 }
 
-ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
-    static ssize_t (*real)(int, const void *, size_t, off64_t);
-    if (real == NULL) real = (ssize_t(*)(int, const void *, size_t, off64_t))dlsym(RTLD_NEXT, "pwrite64");
-    return refused(fd) ? -1 : real(fd, data, size, at);
+#define PWRITE(name, offset)                                                                                           \
+    ssize_t name(int fd, const void *data, size_t size, offset at) {                                                   \
+        static ssize_t (*real)(int, const void *, size_t, offset);                                                     \
+        if (real == NULL) real = (ssize_t(*)(int, const void *, size_t, offset))dlsym(RTLD_NEXT, #name);               \
+        if (refused(fd)) return -1;                                                                                    \
+        size_t room = fitting(fd, size, at);                                                                           \
+        if (room == 0 && size > 0) {                                                                                   \
+            errno = ENOSPC;                                                                                            \
+            return -1;                                                                                                 \
+        }                                                                                                              \
+        return real(fd, data, room, at);                                                                               \
+    }
+
+PWRITE(pwrite, off_t)
+PWRITE(pwrite64, off64_t)
+
+static void take_time(int fd) {
+    long us = number_in("slow");
+    if (us < 0 || !is_database(fd, 1)) return;
+    struct timespec left = {us / 1000000, us % 1000000 * 1000};
+    while (nanosleep(&left, &left) != 0 && errno == EINTR) continue;
 }
 
 #define SYNC(name)                                                                                                     \
@@ -65,6 +103,7 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
             errno = EIO;                                                                                               \
             return -1;                                                                                                 \
         }                                                                                                              \
+        take_time(fd);                                                                                                 \
         return real(fd);                                                                                               \
     }
 

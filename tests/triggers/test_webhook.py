@@ -419,6 +419,16 @@ async def test_a_peer_that_does_not_read_its_answers_is_cut(world, inbox):
     raw.close()
 
 
+async def test_a_peer_that_asks_on_and_never_reads_is_held_back_and_cut(world, inbox):
+    listener = await world.listen(write_s=SHORT)
+    inbox.answer = Receipt(200, {"x": "y" * 100_000})
+    peer = await world.connect(listener)
+    peer.send(post() * 2000)
+    await until(lambda: listener._server._gate._open == 0 and inbox.received)
+    assert len(inbox.received) < 1000
+    peer.close()
+
+
 async def until(condition):
     async with asyncio.timeout(GUARD):
         while not condition():
