@@ -107,6 +107,21 @@ soak: $(STAMP) ## the gates of docs/testing.md for longer (CYCLES=200)
 torture: $(STAMP) ## taskforgectl torture with several seeds (MINUTES=10 SEEDS="1 2 3")
 	@for seed in $(or $(SEEDS),1 2 3); do $(BIN)/taskforgectl torture --minutes $(or $(MINUTES),10) --seed $$seed; done
 
+.PHONY: simulate
+simulate: $(STAMP) ## simulated runs of engine and host (RUNS=2000, FIRST=0), or one seed again (HOST=17 or ENGINE=17)
+	@PYTHONPATH=tests $(BIN)/python -m simulation --runs $(or $(RUNS),2000) --first $(or $(FIRST),0) \
+	  $(if $(HOST),--host $(HOST)) $(if $(ENGINE),--engine $(ENGINE))
+
+.PHONY: mutants
+mutants: $(STAMP) ## put faults into copies of the sources; each must be noticed by its test (ONLY=text)
+	@PYTHONPATH=tests $(BIN)/python -m mutants $(if $(ONLY),--only "$(ONLY)")
+
+.PHONY: nightly
+nightly: $(STAMP) ## 100,000 simulated runs, the rule machines at full size, all seeded faults
+	@$(MAKE) simulate RUNS=$(or $(RUNS),100000)
+	@TASKFORGE_TEST_EXAMPLES=$(or $(EXAMPLES),2000) $(PYTEST) --timeout=7200 tests/host/test_slots_model.py tests/simulation/test_attempts_model.py
+	@$(MAKE) mutants
+
 .PHONY: clean
 clean: ## remove what was made here, .venv too
 	@rm -rf $(VENV) build dist benchmarks/results benchmarks/.peers .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

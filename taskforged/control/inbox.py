@@ -47,6 +47,7 @@ from taskforged.language.definition import Rate, WebhookTrigger
 from taskforged.meters import DoorMeters
 from taskforged.payload import decode
 from taskforged.store.events import EventRow, EventStore, insert_event
+from taskforged.store.journal import outlive
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Store
 
@@ -265,7 +266,7 @@ class WebhookInbox:
         answer = asyncio.ensure_future(self._accept(proven))
         self._remember(place, answer)
         try:
-            accepted = await asyncio.shield(answer)
+            accepted = await outlive(answer)
         except ConflictError:
             self._recent.pop(place, None)
             return await self._duplicate(proven, key)

@@ -66,7 +66,7 @@ from taskforged.steps.base import Log, Outcome, SecretLookup, SecretValue, StepE
 from taskforged.store.audit import Entry as AuditEntry
 from taskforged.store.audit import taken
 from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
-from taskforged.store.journal import Write
+from taskforged.store.journal import Write, outlive
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Store
 
@@ -452,7 +452,7 @@ class Runner:
             audit.take()
             receipt.add_done_callback(audit.settle)
         self._post(no, _Letter(fact if fact is not None else _Nothing, receipt, audit))
-        await asyncio.shield(receipt)  # the fact arrives also when the caller has been cancelled meanwhile
+        await outlive(receipt)  # the fact arrives also when the caller has been cancelled meanwhile
 
     async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
         """Wait until a run that was created here has ended, at most `timeout_s`; None when it has not.

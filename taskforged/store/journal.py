@@ -35,7 +35,7 @@ from taskforged.store.checkpoints import Checkpointer
 from taskforged.store.sql import insert_rows
 from taskforged.store.threads import ConnectionThread
 
-__all__ = ["BATCH_MAX", "Journal", "JournalStats", "Write"]
+__all__ = ["BATCH_MAX", "Journal", "JournalStats", "Write", "outlive"]
 
 _log = structlog.get_logger(__name__)
 
@@ -148,7 +148,7 @@ class Journal:
 
     async def execute(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Execute a function as a write of its own and answer its result; also when the caller does not wait for it."""
-        return await asyncio.shield(self.submit(Write(function=function)))
+        return await outlive(self.submit(Write(function=function)))
 
     async def outside(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Execute a function between two commits and outside any transaction: a checkpoint, for example.
@@ -236,6 +236,20 @@ class Journal:
         while self._waiting:
             _settle(self._waiting.popleft()[1], _translate(error))
         self._on_failure(error)
+
+
+async def outlive(future: asyncio.Future[T]) -> T:
+    """Await what goes on when its caller is cancelled; nobody has to hear then that it failed."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_hear)
+        raise
+
+
+def _hear(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()  # else asyncio would report it as one that nobody has looked after
 
 
 def _settle(future: asyncio.Future[Any], outcome: Any) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from random import Random
 from types import ModuleType
 
@@ -19,7 +23,7 @@ from taskforged.testing.factory import activity, case, sleep, switch, transform,
 from taskforged.testing.generator import random_model
 from taskforged.testing.simulator import Chaos, Report, SimulationError, Simulator
 
-RUNS = int(os.environ.get("TASKFORGE_SIMULATED_RUNS", "2400"))
+RUNS = int(os.environ.get("TASKFORGE_SIMULATED_RUNS", "2000"))
 FIRST = int(os.environ.get("TASKFORGE_SIMULATION_SEED", "0"))
 
 
@@ -29,9 +33,9 @@ def simulate(seed: int, **others) -> Report:
 
 @pytest.mark.parametrize("part", range(4))
 def test_random_runs_keep_every_promise(part, monkeypatch):
-    """A failure prints its seed: TASKFORGE_SIMULATION_SEED=<seed> TASKFORGE_SIMULATED_RUNS=4 gives it again."""
+    """A failure prints its seed: `make simulate ENGINE=<seed>` gives it again."""
     seen: Counter[str] = Counter()
-    if part % 2:  # small portions, so that fan-outs yield
+    if part % 2:  # small portions, so that fan-outs yield; as `make simulate` has it
         monkeypatch.setattr(machine, "PORTION", 2)
     for seed in range(FIRST + part, FIRST + RUNS, 4):
         report = simulate(seed)
@@ -53,7 +57,7 @@ def test_random_runs_keep_every_promise(part, monkeypatch):
 
 def test_storms_of_crashes():
     chaos = Chaos(crash=0.25, stale=0.2, duplicate=0.5, retryable=0.4, cancel=0.4)
-    assert sum(simulate(seed, chaos=chaos).crashes for seed in range(300)) > 1000
+    assert sum(simulate(seed, chaos=chaos).crashes for seed in range(100)) > 330
 
 
 def test_fair_weather():
@@ -77,9 +81,9 @@ def test_every_step_is_given_up_at_last():
 
 
 def test_the_same_seed_gives_the_same_run():
-    for seed in range(100):
-        assert simulate(seed).fingerprint() == simulate(seed).fingerprint()
-    assert len({simulate(seed).fingerprint() for seed in range(100)}) == 100
+    once = [simulate(seed).fingerprint() for seed in range(40)]
+    assert once == [simulate(seed).fingerprint() for seed in range(40)]
+    assert len(set(once)) == 40
 
 
 # --- would it notice? ------------------------------------------------------------------------------------------------
@@ -422,8 +426,22 @@ MUTANTS = {
 }
 
 
-def caught(runs: int = 1500) -> SimulationError | None:
-    for seed in range(runs):
+SEEDS = Path(__file__).with_name("mutant_seeds.json")
+"""The seed that notices each mutant: tried first, which saves CI minutes. When the generator or the simulator changes,
+others will; the search finds them, and `TASKFORGE_RECORD_SEEDS=1` writes them down (one process, in any order)."""
+
+
+def caught(name: str, runs: int = 1500) -> SimulationError | None:
+    known: dict[str, int] = json.loads(SEEDS.read_text())
+    is_recording = bool(os.environ.get("TASKFORGE_RECORD_SEEDS"))
+    error = _caught(([] if is_recording or name not in known else [known[name]]), range(runs))
+    if is_recording and error is not None:
+        SEEDS.write_text(json.dumps({**known, name: error.seed}, indent=0, sort_keys=True) + "\n")
+    return error
+
+
+def _caught(*seeds: Iterable[int]) -> SimulationError | None:
+    for seed in chain(*seeds):
         try:
             simulate(seed, engine=machine.apply)
         except SimulationError as error:
@@ -434,7 +452,7 @@ def caught(runs: int = 1500) -> SimulationError | None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_notices_an_engine_that(name, monkeypatch):
     install(monkeypatch, MUTANTS[name])
-    error = caught(MUTANTS[name].seeds)
+    error = caught(name, MUTANTS[name].seeds)
     assert error is not None, f"nobody noticed an engine that {name}"
     assert f"seed {error.seed}: " in str(error)
     with pytest.raises(SimulationError) as again:
@@ -445,15 +463,15 @@ def test_notices_an_engine_that(name, monkeypatch):
 def test_notices_a_final_state_that_can_be_left(monkeypatch):
     row = {Kind.STEP_COMPLETED: StepState.SUCCEEDED}
     monkeypatch.setitem(STEP_TRANSITIONS, StepState.SUCCEEDED, row)
-    assert caught() is not None
+    assert caught("final state") is not None
 
 
 def test_notices_a_run_that_can_be_cancelled_after_its_end(monkeypatch):
     row = {Kind.RUN_CANCEL_REQUESTED: RunState.RUNNING, Kind.RUN_CANCELLED: RunState.CANCELLED}
     monkeypatch.setitem(RUN_TRANSITIONS, RunState.SUCCEEDED, row)
-    assert caught() is not None
+    assert caught("cancelled after its end") is not None
 
 
 def test_notices_a_fold_that_forgets(monkeypatch):
     monkeypatch.setitem(run_module._STEP_CHANGES, Kind.STEP_NEEDS_DECISION, run_module._nothing)
-    assert caught() is not None
+    assert caught("fold") is not None

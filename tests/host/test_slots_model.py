@@ -5,6 +5,7 @@ immediate; refills take turns of the loop, read at one moment and answer at anot
 """
 
 import asyncio
+import os
 from collections import Counter
 from dataclasses import dataclass
 from unittest import mock
@@ -18,6 +19,7 @@ from taskforged.host.admission import Admission, Ticket
 from taskforged.host.dispatcher import Dispatcher, Lane
 from taskforged.host.limits import Limits, NamespaceLimits, QueueLimits
 
+EXAMPLES = int(os.environ.get("TASKFORGE_TEST_EXAMPLES", "100"))
 POOL = 4
 NAMESPACES = (1, 2, 3)
 QUEUES = ("default", "other")
@@ -472,5 +474,5 @@ class Slots(RuleBasedStateMachine):
 
 TestSlots = Slots.TestCase
 TestSlots.settings = settings(
-    max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=EXAMPLES, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

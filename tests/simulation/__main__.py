@@ -1,8 +1,8 @@
 """`make simulate`: many simulated runs, or one seed again.
 
-    python -m simulation --runs 100000          # nightly: so many runs of workflows in all, engine and host
-    python -m simulation --host 17              # world 17 again, with its log
-    python -m simulation --engine 4711          # run 4711 of the engine again
+python -m simulation --runs 100000          # nightly: so many runs of workflows in all, engine and host
+python -m simulation --host 17              # world 17 again, with its log
+python -m simulation --engine 4711          # run 4711 of the engine again
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main() -> int:
         tally, took_s = _run(ENGINE, chosen.first + chosen.runs, chosen.runs - total.runs, chosen.processes)
         total.add(tally)
         whole_s += took_s
-    print(f"in all: {total.runs:,} simulated runs, {total.commits:,} commits, {total.crashes:,} crashes, {whole_s:.0f} s")
+    print(
+        f"in all: {total.runs:,} simulated runs, {total.commits:,} commits, {total.crashes:,} crashes, {whole_s:.0f} s"
+    )
     return _tell(total, is_campaign=True)
 
 

@@ -100,5 +100,3 @@ def quiet() -> None:
 
 def _drop(*_: Any) -> Any:
     raise structlog.DropEvent
-
-

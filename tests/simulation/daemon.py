@@ -49,7 +49,7 @@ class Boot:
         self._outside = outside
         self._limits = limits
         config = self._config(limits)
-        self._clock = Clock(clock.time_ns)
+        self._clock = Clock(clock.time_ns, lambda: round(clock.now_s * 1e9))
         with disk.serving(faults):
             self.store = Store(config.database, on_failure=lambda _: None)
         info = Info(version="0", pid=0, home=str(config.home), sqlite_version="")

@@ -20,9 +20,13 @@ _EFFECT = {"method": "POST", "url": "http://outside.test/effect"}
 def library(rng: Random) -> dict[str, str]:
     """Answer the definitions of one world by name; a workflow may run those that come after it."""
     names = [f"w{number}" for number in range(rng.randint(2, 4))]
-    rules = [_limits(rng, group) for group in ("shared", "n-${{ input.?n.orValue(0) }}")]  # who shares a group has to say the same of it
+    rules = [
+        _limits(rng, group) for group in ("shared", "n-${{ input.?n.orValue(0) }}")
+    ]  # who shares a group has to say the same of it
     authors = [_Author(rng, name, names[at + 1 :], rules) for at, name in enumerate(names)]
-    return {name: json.dumps(author.definition(at)) for at, (name, author) in enumerate(zip(names, authors, strict=True))}
+    return {
+        name: json.dumps(author.definition(at)) for at, (name, author) in enumerate(zip(names, authors, strict=True))
+    }
 
 
 def _limits(rng: Random, group: str) -> dict[str, Any]:
@@ -152,7 +156,9 @@ class _Author:
 
     def _wait(self) -> dict[str, Any]:
         rng = self._rng
-        made: dict[str, Any] = {"wait": {"signal": rng.choice(SIGNALS)} if self._chance(0.5) else {"approval": "May it?"}}
+        made: dict[str, Any] = {
+            "wait": {"signal": rng.choice(SIGNALS)} if self._chance(0.5) else {"approval": "May it?"}
+        }
         if self._chance(0.6):
             made["wait"]["timeout"] = rng.choice(("500ms", "30s"))
             made["wait"]["on_timeout"] = rng.choice(("fail", "continue"))

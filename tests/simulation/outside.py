@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from random import Random
-from typing import Any
 
 from simulation.virtual import Disk
 from taskforged.steps.base import Failed, Outcome, Succeeded, Task
@@ -160,5 +159,3 @@ class SimulatedExecutor:
 
 
 _TIMED_OUT = Failed("timeout", "no answer in time", retryable=True, is_unknown=True)
-
-

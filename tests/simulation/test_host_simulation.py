@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+
 from simulation.campaign import HOST, simulate
 from simulation.virtual import Crash, Disk, Faults, Time, VirtualLoop, bury, ruled
 from simulation.world import World
-from structlog.testing import capture_logs
 
 WORLDS = int(os.environ.get("TASKFORGE_SIMULATED_WORLDS", "32"))
 FIRST = int(os.environ.get("TASKFORGE_SIMULATION_SEED", "0"))
@@ -30,7 +31,9 @@ def silence():
 @pytest.mark.parametrize("part", range(PARTS))
 def test_worlds_keep_every_promise(part):
     tally = simulate(HOST, range(FIRST + part, FIRST + WORLDS, PARTS))
-    assert not tally.failures, "\n".join(f"{reason}\n  again: make simulate HOST={n}" for _, n, reason in tally.failures)
+    assert not tally.failures, "\n".join(
+        f"{reason}\n  again: make simulate HOST={n}" for _, n, reason in tally.failures
+    )
     if WORLDS >= 32:  # the mix must not dry up unnoticed
         assert tally.crashes >= WORLDS // PARTS // 2
         assert tally.runs >= 4 * WORLDS // PARTS
@@ -68,7 +71,6 @@ def test_time_is_virtual_and_comes_back():
 @pytest.mark.parametrize("seed", range(4))
 def test_a_crash_at_a_commit_keeps_or_loses_it_whole(seed):
     """The sixth visit of the writer is cut: before it, nothing of it is on disk; behind it, all of it is."""
-    import asyncio
     from random import Random
 
     from taskforged.store.store import Store

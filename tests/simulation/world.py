@@ -37,7 +37,13 @@ from taskforged.engine.events import (
     SignalRun,
     TimerFired,
 )
-from taskforged.errors import FailedPreconditionError, NotFoundError, ResourceExhaustedError, TaskforgeError, UnavailableError
+from taskforged.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    ResourceExhaustedError,
+    TaskforgeError,
+    UnavailableError,
+)
 from taskforged.store.runs import LoadedRun, RunStore
 from taskforged.testing.people import People
 
@@ -381,5 +387,3 @@ class _Act:
                 await self._do(loaded.run.run_id, fact)
             except TaskforgeError:  # it has gone on meanwhile
                 continue
-
-
