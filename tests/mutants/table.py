@@ -92,8 +92,8 @@ _DURABILITY = [
     Mutant(
         "does not link the hash chain",
         "taskforged/store/changes.py",
-        "return hashlib.sha256(previous + head.encode() + body).digest()",
-        "return hashlib.sha256(head.encode() + body).digest()",
+        'b"".join((previous, head.encode(), body))',
+        'b"".join((head.encode(), body))',
         f"{FAULTS}test_the_hash_of_an_event_depends_on_all_before_it",
     ),
     Mutant(
