@@ -119,7 +119,7 @@ mutants: $(STAMP) ## put faults into copies of the sources; each must be noticed
 .PHONY: nightly
 nightly: $(STAMP) ## 100,000 simulated runs, the rule machines at full size, all seeded faults
 	@$(MAKE) simulate RUNS=$(or $(RUNS),100000)
-	@TASKFORGE_TEST_EXAMPLES=$(or $(EXAMPLES),2000) $(PYTEST) --timeout=7200 tests/host/test_slots_model.py
+	@TASKFORGE_TEST_EXAMPLES=$(or $(EXAMPLES),2000) $(PYTEST) --timeout=7200 tests/host/test_slots_model.py tests/simulation/test_attempts_model.py
 	@$(MAKE) mutants
 
 .PHONY: clean

@@ -60,6 +60,9 @@ NO_CALL = {
 IMPORTS_BY_NAME = {"taskforgectl/lazy.py": 2}
 """`importlib.import_module`: names of commands, out of a table of constants."""
 
+PROVING = {"taskforged/control/signatures.py"}
+"""Where whatever is compared came from a secret, under whatever name."""
+
 SECRETS = re.compile(r"(?:^|_)(?:secret|signature|password|digest|mac|hmac|credential|verifier|passphrase)s?$")
 SQL = re.compile(r"^\s*(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH|CREATE|DROP|ALTER|ATTACH|VACUUM)\b", re.IGNORECASE)
 
@@ -215,7 +218,7 @@ def test_secrets_are_not_compared_with_equals():
             continue
         if any(isinstance(side, ast.Constant) for side in sides):
             continue  # whether there is one at all
-        if any(SECRETS.search(name_of(side).rpartition(".")[2]) for side in sides):
+        if file in PROVING or any(SECRETS.search(name_of(side).rpartition(".")[2]) for side in sides):
             found.append(place(file, node))
     assert found == []
 
@@ -244,6 +247,7 @@ def test_no_connection_believes_every_certificate():
         ('sql = "SELECT " + x', test_statements_are_not_put_together_in_other_ways),
         ("text.format(x)", test_only_constants_are_format_strings),
         ("a.signature == b", test_secrets_are_not_compared_with_equals),
+        ("hmac.new(k).digest() == b.signature", test_secrets_are_not_compared_with_equals),
         ("get(url, ssl=False)", test_no_connection_believes_every_certificate),
     ],
 )

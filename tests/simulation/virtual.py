@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,8 @@ __all__ = ["Crash", "Disk", "Faults", "Time", "VirtualLoop", "bury", "ruled"]
 
 _START_US = 1_767_225_600_000_000  # 2026-01-01
 _BOOTED_S = 1000.0
+_LAST_WORDS = 20
+"""How often a coroutine may want to wait while it is closed."""
 
 
 class Crash(KeyboardInterrupt):
@@ -110,15 +112,28 @@ class VirtualLoop(asyncio.BaseEventLoop):
 def bury(loop: VirtualLoop) -> None:
     """End a loop as a SIGKILL would: what was under way is not told, and nothing of it goes on."""
     loop.set_exception_handler(lambda *_: None)
-    for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False
-        try:
-            task.get_coro().close()
-        except (RuntimeError, Exception):  # it wanted to wait, or to use its loop, once more
-            continue
+    buried: set[asyncio.Task[Any]] = set()
+    asyncio._set_running_loop(loop)  # who is closed may want to begin something: it never does
+    try:
+        while fresh := asyncio.all_tasks(loop) - buried:
+            for task in fresh:
+                buried.add(task)
+                task._log_destroy_pending = False
+                _close(task.get_coro())
+    finally:
+        asyncio._set_running_loop(None)
     loop._ready.clear()
     loop._scheduled.clear()
     loop.close()
+
+
+def _close(coroutine: Coroutine[Any, Any, Any]) -> None:
+    for _ in range(_LAST_WORDS):
+        try:
+            coroutine.close()
+            return
+        except Exception:  # it wanted to wait once more
+            continue
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
