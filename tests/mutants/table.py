@@ -268,7 +268,7 @@ _TIME = [
         "taskforged/store/queries/triggers.sql",
         "UPDATE triggers SET cursor = ?, next_at = ? WHERE no = ? AND cursor = ? AND",
         "UPDATE triggers SET cursor = ?, next_at = ? WHERE no = ? AND ? >= 0 AND",
-        "tests/control/test_scheduler.py::test_a_pause_and_a_new_version_at_the_same_moment",
+        "tests/control/test_scheduler.py::test_two_writers_of_one_due_time_cannot_both_win",
     ),
 ]
 

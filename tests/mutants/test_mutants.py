@@ -33,5 +33,4 @@ def test_it_still_fits_and_its_test_is_there(mutant):
 
 def test_a_sample_is_caught(tmp_path):
     copy, mutant = Copy(tmp_path / "copy"), next(one for one in MUTANTS if one.name == SAMPLE)
-    assert copy.passes(mutant.test), f"{mutant.test} fails without any fault"
     assert copy.kills(mutant), f"nobody noticed a Taskforge that {mutant.name}"
