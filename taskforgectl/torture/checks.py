@@ -10,6 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from taskforgectl.torture.collect import Call, Entry, Event, Run, Trigger, World
@@ -313,17 +314,19 @@ def _keys(world: World, found: _Finding) -> None:
 
 
 def _compensations(world: World, found: _Finding) -> None:
-    """What was done is undone once at most; a retry may undo what it has taken over."""
-    undone: Counter[tuple[str | None, str]] = Counter()
+    """What was undone is not undone again; a retry may undo what it has taken over, and what a cancel has cut."""
+    undoings: dict[tuple[str | None, str], list[tuple[int, bool]]] = defaultdict(list)
     for run in world.runs.values():
         for entry in run.history:
             step, _, is_undoing = entry.step.partition(":")
             if is_undoing and entry.kind == "step.queued" and entry.sequence == _first_of(run, entry.step):
                 doer = _doer(world, run, step)
-                undone[doer, step] += 1
+                is_undone = any(one.kind == "step.completed" and one.step == entry.step for one in run.history)
+                undoings[doer, step].append((entry.at, is_undone))
                 found.expect(doer is not None, f"{run.id}: {entry.step} without the step having been done")
-    for (doer, step), count in undone.items():
-        found.expect(count == 1 or doer is None, f"{doer}/{step} was undone {count} times")
+    for (doer, step), tries in undoings.items():
+        again = any(is_undone for _, is_undone in sorted(tries, key=itemgetter(0))[:-1])
+        found.expect(not again or doer is None, f"{doer}/{step} was undone, and then once more")
 
 
 def _first_of(run: Run, step: str) -> int:

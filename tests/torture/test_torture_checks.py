@@ -51,6 +51,7 @@ def healthy() -> World:
             *attempt("once"),
             ("step.succeeded", "tell"),
             ("step.queued", "left:compensate"),
+            ("step.completed", "left:compensate"),
             request="r-1",
         ),
         run("run_2", "flaky", *attempt("before"), state="DEAD", request="r-2"),
@@ -205,7 +206,7 @@ HARM: list[tuple[str, str, Harm]] = [
     ("once", "called 2 times", lambda w: repeat(w, "run_1/once", boot=2)),
     ("keys", "was used for", lambda w: repeat(w, "run_1/left", name="right")),
     ("compensations", "without", lambda w: tell(w, "run_2", ("step.queued", "act:compensate"))),
-    ("compensations", "was undone 2 times", lambda w: _taken_over(w, "run_1", "run_3")),
+    ("compensations", "was undone, and then once more", lambda w: _taken_over(w, "run_1", "run_3")),
     ("limits", "2 were at it at once", lambda w: w.calls.update({"run_8/first": [_at("run_8/first", 2.05)]})),
     ("recorded limits", "2 at once", lambda w: change_run(w, "run_8", history=w.runs["run_7"].history)),
     ("pauses", "was paused", lambda w: entry(w, "held", queue="narrow", since=T0 - 2 * S, until=T0 + 9 * S)),
@@ -314,6 +315,14 @@ def test_a_retry_may_undo_what_it_has_taken_over():
     world = healthy()
     cancelled = run("run_1", "everything", *attempt("left"), *attempt("once"), ("step.succeeded", "tell"))
     change_run(world, "run_1", history=cancelled.history)
+    _taken_over(world, "run_1", "run_10")
+    assert "compensations" not in failed(world)
+
+
+def test_an_undoing_that_was_cut_may_be_done_by_the_retry():
+    world = healthy()
+    cut = [entry for entry in world.runs["run_1"].history if entry.kind != "step.completed" or ":" not in entry.step]
+    change_run(world, "run_1", history=cut)
     _taken_over(world, "run_1", "run_10")
     assert "compensations" not in failed(world)
 
