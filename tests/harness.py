@@ -433,6 +433,12 @@ class Daemon(Caller):
 
     # -- looking at it
 
+    @property
+    def resident(self) -> int:
+        """What of it is in memory, in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
     def log_text(self) -> str:
         """Everything that the daemon has written, over all starts."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""

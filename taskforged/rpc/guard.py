@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -370,4 +371,18 @@ def _bug(method: str, error: BaseException) -> InternalError:
 
 async def _abort(context: Any, error: TaskforgeError) -> None:
     status = to_status(error)
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.AbortError as aborted:
+        context.add_done_callback(partial(_let_go, (aborted, error)))
+        raise
+
+
+def _let_go(errors: tuple[BaseException, ...], _: Any) -> None:
+    """Drop what the calls on the way to an error had in hand.
+
+    grpc keeps what ended a call with the call, and its trace leads back there: a cycle, in which a request of
+    megabytes would stay until the collector comes by, which it seldom does.
+    """
+    for error in errors:
+        error.__traceback__ = error.__context__ = None

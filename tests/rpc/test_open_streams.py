@@ -66,12 +66,6 @@ async def board(crowded: Daemon) -> AsyncIterator[Board]:
         await made.close()
 
 
-def resident(daemon: Daemon) -> int:
-    """What of the daemon is in memory, in bytes."""
-    text = Path(f"/proc/{daemon.pid}/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) * KIB
-
-
 @contextlib.asynccontextmanager
 async def streamers(daemon: Daemon, token: str, count: int, mode: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """A client process with many streams; killed at the end, if it lives."""
@@ -101,12 +95,12 @@ async def token(board: Board, name: str) -> str:
 async def test_idle_streams_are_cheap_bounded_by_token_and_gone_with_their_client(board: Board) -> None:
     daemon = board.daemon
     await board("ListEvents")
-    before = resident(daemon)
+    before = daemon.resident
     secrets = [await token(board, f"idle-{number}") for number in range(TOKENS)]
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(streamers(daemon, secret, PER_TOKEN, "idle")) for secret in secrets]
         assert await watchers(board) == TOKENS * PER_TOKEN
-        each = (resident(daemon) - before) / (TOKENS * PER_TOKEN)
+        each = (daemon.resident - before) / (TOKENS * PER_TOKEN)
         assert each < 100 * KIB, "an idle stream costs too much"
         call = EventServiceStub(board.channel).WatchEvents(
             event_service_pb2.WatchEventsRequest(), metadata=(("authorization", f"Bearer {secrets[0]}"),)
@@ -134,7 +128,7 @@ async def test_watchers_that_never_read_cost_no_memory_and_hold_nobody_up(board:
     """Each is due 6 MB and more. What is not read stays in the table, but for what fits into the windows of HTTP/2."""
     daemon = board.daemon
     reader = await token(board, "reader")
-    before = resident(daemon)
+    before = daemon.resident
     async with streamers(daemon, await token(board, "deaf"), DEAF, "deaf"):
         call = EventServiceStub(board.channel).WatchEvents(
             event_service_pb2.WatchEventsRequest(after_cursor="0"),
@@ -146,7 +140,7 @@ async def test_watchers_that_never_read_cost_no_memory_and_hold_nobody_up(board:
                 seen += len((await call.read()).entries)
         call.cancel()
         assert await watchers(board) >= DEAF
-        grown = resident(daemon) - before
+        grown = daemon.resident - before
         assert grown < 64 << 20, "what is not read is kept in memory"
     await eventually(lambda: watchers(board), lambda count: count == 0, within_s=60)
     print(f"{DEAF} that do not read, {seen:,} events: {grown / KIB / KIB:.0f} MiB more")
@@ -164,13 +158,13 @@ async def test_silent_http_connections_are_refused_closed_and_forgotten(board: B
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(SOCKETS, soft - 200)
     host, _, port = board.daemon.http.removeprefix("http://").rpartition(":")
-    before = resident(board.daemon)
+    before = board.daemon.resident
     pairs = []
     for _ in range(0, count, 100):
         pairs += await asyncio.gather(*(_connect((host, int(port))) for _ in range(100)))
     try:
         assert sum(pair is not None for pair in pairs) > HTTP_MAX
-        grown = resident(board.daemon) - before
+        grown = board.daemon.resident - before
         assert grown < 64 << 20, "silent connections cost too much"
 
         async def end(reader: asyncio.StreamReader) -> bytes:

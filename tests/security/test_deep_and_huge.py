@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -15,6 +14,9 @@ OBJECTS = '{"a":' * 200_000
 LARGE = "[" + "1," * 1_000_000 + "1]"
 VAST = '"' + "x" * 20_000_000 + '"'
 SHAPES = {"deep": DEEP, "closed": CLOSED, "objects": OBJECTS, "large": LARGE, "vast": VAST, "inside": "[" * 100_000}
+AGAIN = 5
+"""An error that holds on to its request, and the request to its error, stays until the collector comes by."""
+
 GROWTH_MAX = 96 << 20
 
 HOOK = """
@@ -25,11 +27,6 @@ on:
 steps:
   - {id: a, transform: 1}
 """
-
-
-def resident(board: Board) -> int:
-    """What of the daemon is in memory, in bytes."""
-    return int(Path(f"/proc/{board.daemon.pid}/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
 
 
 async def said(call: Awaitable[object]) -> str:
@@ -88,11 +85,15 @@ CASES = [(door, shape, said) for shapes, doors in REFUSALS.items() for shape in 
 async def test_each_door_refuses_with_place_and_limit_and_grows_by_little(board: Board) -> None:
     await board.apply(HOOK)
     assert (await board.post("in", b'{"ok": false}')).status == 202
-    before = resident(board)
+    before = board.daemon.resident
     for door, shape, words in CASES:
         found = await DOORS[door](board, SHAPES[shape])
         assert words in found, f"{door}, {shape}: {found}"
-    assert resident(board) - before < GROWTH_MAX, "what was refused is kept in memory"
+    for _ in range(AGAIN):
+        for shape in TOO_DEEP:
+            await DOORS["StartRun"](board, SHAPES[shape])
+            await DOORS["PublishEvent"](board, SHAPES[shape])
+    assert board.daemon.resident - before < GROWTH_MAX, "what was refused is kept in memory"
     reasons = sorted(event.reason for event in await board.listed(outcomes=["REJECTED"]))
     too_deep, too_large = "body: nested deeper than 64 levels", "the body is larger than 1,048,576 bytes"
     assert reasons == [too_deep] * 3 + [too_large] * 2, "what its sender is not told, its owner is"
@@ -100,4 +101,4 @@ async def test_each_door_refuses_with_place_and_limit_and_grows_by_little(board:
     taken = await board.post("in", b'{"ok": true}')
     assert await board.output(taken.body["run_ids"][0]) is None
     assert (await board.publish("order.paid", {"n": 1})).outcome == "ACCEPTED"
-    print(f"{len(CASES)} refusals: {(resident(board) - before) >> 20} MiB more")
+    print(f"{len(CASES)} refusals: {(board.daemon.resident - before) >> 20} MiB more")

@@ -133,11 +133,6 @@ async def hostile() -> AsyncIterator[Server]:
         yield await servers.start(play)
 
 
-def resident(daemon: Daemon) -> int:
-    """What of the daemon is in memory, in bytes."""
-    return int(Path(f"/proc/{daemon.pid}/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
-
-
 def sockets(daemon: Daemon) -> int:
     """How many the daemon has."""
     links = [os.readlink(one) for one in Path(f"/proc/{daemon.pid}/fd").iterdir() if one.is_symlink()]
@@ -155,7 +150,7 @@ async def test_whatever_a_server_does_the_run_ends_and_says_why(board: Board, ho
     for source in (PATIENT, HURRIED):
         await board.apply(source)
     assert state(await call(board, hostile, "fine")) == "SUCCEEDED"
-    daemon, open_before, before = board.daemon, sockets(board.daemon), resident(board.daemon)
+    daemon, open_before, before = board.daemon, sockets(board.daemon), board.daemon.resident
     ends = await asyncio.gather(
         *(call(board, hostile, name, "hurried" if name in HURRY else "calls") for name in FAULTS)
     )
@@ -171,8 +166,8 @@ async def test_whatever_a_server_does_the_run_ends_and_says_why(board: Board, ho
     async with asyncio.timeout(30):
         while sockets(daemon) > open_before or not all(task.done() for task in hostile.tasks):
             await asyncio.sleep(0.05)
-    assert resident(daemon) - before < GROWTH_MAX, "what a server sends is kept in memory"
-    print(f"{len(FAULTS)} faults: {(resident(daemon) - before) >> 20} MiB more")
+    assert daemon.resident - before < GROWTH_MAX, "what a server sends is kept in memory"
+    print(f"{len(FAULTS)} faults: {(daemon.resident - before) >> 20} MiB more")
 
 
 async def test_what_follows_an_answer_is_never_the_answer_to_the_next_question(board: Board, hostile: Server) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import select
 import socket
-from pathlib import Path
 
 import pytest
 from switchboard import Board
@@ -55,24 +54,19 @@ class Deaf:
         self._socket.close()
 
 
-def resident(board: Board) -> int:
-    """What of the daemon is in memory, in bytes."""
-    return int(Path(f"/proc/{board.daemon.pid}/status").read_text().partition("VmRSS:")[2].split()[0]) * 1024
-
-
 @pytest.mark.timeout(300 if IS_BIG else 120)
 async def test_senders_that_never_read_are_held_back_and_hold_nobody_up(board: Board) -> None:
     await board.apply(
         "name: hook\non: {in: {webhook: {path: in, verify: {scheme: none}}}}\nsteps: [{id: a, transform: 1}]\n"
     )
     assert (await board.post("in")).status == 202
-    before = resident(board)
+    before = board.daemon.resident
     senders = [Deaf(board) for _ in range(SENDERS)]
     try:
         async with asyncio.timeout(100):
             await asyncio.gather(*(one.fill() for one in senders))
         assert all(one.sent > 0 for one in senders)
-        grown = resident(board) - before
+        grown = board.daemon.resident - before
         assert grown < GROWTH_MAX, "what is not read is kept in memory"
         answer = await board.post("in")
         assert answer.status == 202
