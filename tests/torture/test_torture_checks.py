@@ -240,9 +240,10 @@ def _at(key: str, began: float) -> Call:
 
 
 def _taken_over(world: World, before: str, after: str) -> None:
-    """Let a run have taken over `left`, and undo it."""
-    tell(world, after, ("step.succeeded", "left", {"pinned": True}), ("step.queued", "left:compensate"))
-    change_run(world, after, retry_of=before)
+    """Let a run have taken over `left` after a minute, and undo it."""
+    undoing = ("step.queued", "left:compensate"), ("step.completed", "left:compensate")
+    retry = run(after, "everything", ("step.succeeded", "left", {"pinned": True}), *undoing, at=T0 + 60 * S)
+    change_run(world, after, retry_of=before, history=retry.history)
 
 
 def _due(key: str) -> Call:
