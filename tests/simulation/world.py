@@ -57,7 +57,7 @@ class SimulationError(AssertionError):
     """A world went wrong. The message says how to see it again."""
 
     def __init__(self, seed: int, reason: str) -> None:
-        super().__init__(f"seed {seed}: {reason}\nagain: make simulate SEED={seed}")
+        super().__init__(f"seed {seed}: {reason}\nagain: make simulate HOST={seed}")
         self.seed = seed
         self.reason = reason
 
@@ -188,6 +188,7 @@ class World:
             return
         self.outside.trouble = 0.3
         await act.calm_down()
+        await asyncio.sleep(10.0)  # what is on disk is known in memory a moment later
         await checks.in_memory(self, boot)
         await boot.stop(1.0)
         self._done = True
