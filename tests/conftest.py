@@ -13,7 +13,14 @@ from nursery import Nursery
 from switchboard import Board
 
 LONG = (
-    *("test_service.py", "test_doctor.py", "test_escapes.py", "test_inbox_schemes.py", "test_simulator.py"),
+    *(
+        "test_service.py",
+        "test_doctor.py",
+        "test_escapes.py",
+        "test_inbox_schemes.py",
+        "test_host_simulation.py",
+        "test_simulator.py",
+    ),
     *("test_finish.py", "test_trial_command.py", "test_life.py", "test_runs.py", "test_gallery.py", "test_contexts.py"),
     *("test_hostile_strings.py", "test_tls_daemon.py", "test_tls_webhook.py", "test_guard.py", "test_scheduler.py"),
     *("test_open_streams.py", "test_long_load.py", "test_checkpoints.py"),
