@@ -91,7 +91,7 @@ class CreateRun(NamedTuple):
         priority: 0 to 9, more is sooner.
         group: name of its concurrency group; empty for none.
         group_limit: how many runs of the group may run at the same time.
-        run_at: microseconds; 0: at once.
+        run_at: microseconds, by the wall clock; 0: at once.
         parent: of a sub-workflow: `{"run_id", "step", "command"}`.
         depth: how many parents are above it.
         hops: how many runs are in the chain of causes before it; the events that it publishes carry it on.

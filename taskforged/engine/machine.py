@@ -141,7 +141,7 @@ class _Machine(Advancer):
 
     def create(self, fact: CreateRun) -> None:
         self.record(Kind.RUN_CREATED, fact_body(fact))
-        if fact.run_at > self.now:
+        if fact.run_at:  # by the wall clock, which may be behind `now`
             self.record(Kind.RUN_SCHEDULED, {"at": fact.run_at})
             self.commands.append(SetTimer(self.run.sequence, fact.run_at, by_wall=True))
 

@@ -271,7 +271,14 @@ class Runner:
 
     async def _recover_children(self) -> None:
         """Start, cancel or report the sub-workflows that an earlier boot did not get to."""
-        for row in await self._store.rows("all_children"):
+        rows: Sequence[Sequence[Any]] | None = None
+        while rows is None:
+            try:
+                rows = await self._store.rows("all_children")
+            except Exception as error:  # noqa: BLE001  task boundary: their parents would wait until the next boot
+                _log.error("children.not_read", error=str(error))
+                await asyncio.sleep(RELOAD_S)
+        for row in rows:
             await self._try_child(row)
 
     async def _try_child(self, row: Sequence[Any]) -> None:
@@ -398,7 +405,7 @@ class Runner:
     def _first_facts(self, no: int, new: NewRun, create: CreateRun, skip: str) -> Sequence[Fact]:
         if skip:
             return [CancelRun(skip)]
-        if create.run_at > self._clock.now():
+        if create.run_at:
             return []
         is_child = new.parent_no is not None
         ticket = Ticket(no, new.namespace_no, create.priority, create.group, create.group_limit, is_child)

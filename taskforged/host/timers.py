@@ -101,11 +101,15 @@ class Timers(Loop):
         return future
 
     async def _moved(self) -> None:
-        """Wait until the rows fit the clock; until then nothing may fire."""
+        """Wait until the rows fit the clock; until then nothing may fire.
+
+        They are moved twice: what was decided before the jump may have come into the same commit behind the first time.
+        """
         while self._jumps:
             jump = self._jumps[0]
             try:
                 await asyncio.shield(jump.written)
+                await asyncio.shield(self._move(jump))
             except TaskforgeError:
                 jump.written = self._move(jump)
                 raise

@@ -251,9 +251,16 @@ def test_a_run_for_a_later_time():
     assert run.states == {"a": "QUEUED"}
 
 
-@pytest.mark.parametrize("run_at", [0, 1, SECOND])
-def test_a_time_that_has_come_already(run_at):
-    assert Driver(workflow(), run_at=run_at).state is RunState.PENDING
+def test_a_run_for_no_time_waits_for_its_turn():
+    assert Driver(workflow()).state is RunState.PENDING
+
+
+@pytest.mark.parametrize("run_at", [1, SECOND])
+def test_whether_a_time_has_come_says_the_clock_on_the_wall(run_at):
+    run = Driver(workflow(), run_at=run_at)
+    assert (run.state, run.commands) == (RunState.SCHEDULED, [SetTimer(2, run_at, by_wall=True)])
+    run.fire()
+    assert run.state is RunState.PENDING
 
 
 def test_cancel_before_its_time():

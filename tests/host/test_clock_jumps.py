@@ -217,3 +217,36 @@ async def test_another_thread_that_asks_for_the_time_is_not_told_of_a_jump(turne
     await settled(host)
     assert host.clock.now() - before >= HOUR
     assert left_s(host, await timers_of(host, no))[0] > 20
+
+
+async def test_a_start_that_is_named_waits_for_a_clock_that_was_ahead(turned):
+    host, clock = turned
+    clock.by += HOUR
+    await settled(host)
+    clock.by -= HOUR
+    (no,) = await host.run(SHORT, run_at=clock.now() + HOUR // 2)
+    await host.timers.run_once()
+    assert (await host.state(no)).state is RunState.SCHEDULED, "the engine's time is past it, the wall's is not"
+    clock.by += HOUR // 2
+    host.timers.wake()
+    await host.ended([no])
+
+
+async def test_a_jump_finds_pauses_that_are_just_being_written(turned):
+    host, clock = turned
+    gate = threading.Event()
+    journal = host.store.journal
+    busy = asyncio.ensure_future(journal.execute(lambda _: gate.wait(10)))
+    await until(lambda: journal.stats.commit_began)  # what comes now waits together, for the next commit
+    long = WorkflowModel("long", Block((Step("s", "sleep", SleepSpec(duration=Constant(60.0))),)))
+    started = asyncio.ensure_future(host.run(long))
+    await until(lambda: journal.waiting)
+    clock.by += HOUR
+    host.clock.now()
+    gate.set()
+    await busy
+    (no,) = await started
+    await until(lambda: not host.timers._jumps)
+    (left,) = left_s(host, await timers_of(host, no)) or [0.0]
+    assert 50 < left <= 60
+    assert (await host.state(no)).state is RunState.RUNNING

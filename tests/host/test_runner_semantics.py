@@ -24,6 +24,7 @@ from taskforged.host.limits import NamespaceLimits, QueueLimits
 from taskforged.steps.base import Failed
 from taskforged.store.changes import NewRun
 from taskforged.store.runs import RunStore
+from taskforged.store.store import Store
 
 from .test_runner import ONE, THREE, Constant, activity, make, until  # noqa: F401  the fixture
 
@@ -397,3 +398,25 @@ async def test_one_parent_that_cannot_be_read_does_not_stop_the_recovery_of_othe
     await host.start()
     await until(lambda: failed)
     await host.ended(numbers)
+
+
+async def test_sub_workflows_are_recovered_also_when_their_list_gave_way_to_a_long_log(make, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(runner_module, "RELOAD_S", 0.05)
+    host = await make()
+    host.runner.start_child = lambda *_: asyncio.sleep(60)  # the crash comes first
+    (no,) = await host.run(parent())
+    await host.stop(0.0)
+    rows, gave_way = Store.rows, []
+
+    async def give_way_once(self, query, *parameters):
+        if query == "all_children" and not gave_way:
+            gave_way.append(query)
+            raise UnavailableError("the reading was ended", reason="READ_GAVE_WAY")
+        return await rows(self, query, *parameters)
+
+    monkeypatch.setattr(Store, "rows", give_way_once)
+    await host.start()
+    with_children(host, THREE)
+    (run,) = await host.ended([no])
+    assert run.state is RunState.SUCCEEDED
+    assert gave_way

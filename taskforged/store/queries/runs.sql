@@ -71,8 +71,9 @@ SELECT run_no, sequence, epoch FROM commands WHERE epoch > 0 ORDER BY run_no, se
 SELECT run_no, sequence, due_at, set_at IS NULL FROM timers WHERE (due_at, run_no, sequence) > (?, ?, ?) ORDER BY due_at, run_no, sequence LIMIT ?
 
 -- shift_timers --
--- The clock was set forward: pauses that began before last as long as they would have.
-UPDATE timers SET due_at = due_at + :by, set_at = set_at + :by WHERE set_at < :to
+-- The clock was set forward: pauses that began before last as long as they would have. They count as begun at the new
+-- time, so that none is moved twice.
+UPDATE timers SET due_at = due_at + :by, set_at = :to WHERE set_at < :to
 
 -- begin_timers_again --
 -- The clock was set back while nobody looked: a pause that begins in the future begins now.
