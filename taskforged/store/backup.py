@@ -53,7 +53,8 @@ _WORK_S = 0.001
 
 _SLOW_S = 0.25
 _SLOW_S_MAX = 3.0
-"""A step that takes longer is slow, and a copy whose slow steps took longer together is given up."""
+"""A step that takes longer is slow, and a copy whose slow steps took so much longer than the others is given up: a
+large one may meet with a hiccup now and then."""
 
 _TARGET_CACHE_PAGES = 32
 """What SQLite holds back of a copy, and writes at the end in one go."""
@@ -224,16 +225,16 @@ class _Pace:
         if self._guests.is_aborted:
             raise BackupError("the daemon is stopping")
         took_s = time.monotonic() - self._began
-        if took_s > _SLOW_S:
-            self._slow_s += took_s
+        if took_s < _WORK_S:
+            return
+        self._slow_s = self._slow_s + took_s if took_s > _SLOW_S else max(0.0, self._slow_s - took_s)
         if self._slow_s > _SLOW_S_MAX:
             raise BackupError(
                 f"{self._folder} is too slow: 64 KiB took {took_s:.1f} s to write, and commits wait meanwhile;"
                 " name a folder on another disk with [backup] folder"
             )
-        if took_s >= _WORK_S:
-            self._guests.serve(self._connection, took_s)
-            self._began = time.monotonic()
+        self._guests.serve(self._connection, took_s)
+        self._began = time.monotonic()
 
 
 def copy_whole(connection: sqlite3.Connection, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import sqlite3
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 from taskforged.store import backup
 from taskforged.store.backup import BackupError, inspect_copy
 from taskforged.store.store import Store
+from taskforged.store.threads import Guests
 
 
 @pytest.fixture
@@ -52,6 +54,32 @@ async def test_a_disk_that_is_too_slow_is_named(store: Store, tmp_path: Path, mo
         await store.copy(tmp_path / "copy.db")
         inspect_copy(tmp_path / "copy.db")
         assert all(backup._WORK_S <= one <= max(step_s, backup._WORK_S) + 1e-6 for one in turns[:-1])
+
+
+class Hiccups:
+    """Time in which a step takes 2 ms, and one of so many 0.4 s."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._looks, self._now = 0, 0.0
+
+    def monotonic(self) -> float:
+        self._looks += 1
+        self._now += 0.4 if self._looks % (2 * self._every) == 0 else 0.002  # at the begin of a step, and at its end
+        return self._now
+
+
+@pytest.mark.parametrize(("every", "gives_up"), [(400, False), (20, True)])
+async def test_a_large_copy_is_not_given_up_for_a_hiccup_now_and_then(
+    tmp_path: Path, monkeypatch, every, gives_up
+) -> None:
+    monkeypatch.setattr(backup, "time", Hiccups(every))
+    monkeypatch.setattr(Guests, "serve", lambda *_: None)
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        pace = backup._Pace(connection, tmp_path, Guests())
+        with pytest.raises(BackupError) if gives_up else contextlib.nullcontext():
+            for _ in range(20_000):
+                pace(0, 0, 0)
 
 
 async def test_commits_go_on_beside_a_copy(store: Store, tmp_path: Path) -> None:
