@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ __all__ = [
     "TOKEN",
     "TRIGGER",
     "WORKFLOW",
+    "Amount",
     "ContextName",
     "FileName",
     "Named",
@@ -75,6 +77,17 @@ class ContextName(click.ParamType[str]):
         return [
             CompletionItem(one.name, help=one.address or one.home) for one in known if one.name.startswith(incomplete)
         ]
+
+
+class Amount(click.FloatRange):
+    """A number within bounds; `nan`, which is neither below nor above any, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Answer the number."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 class FileName(click.ParamType[str]):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskforgectl.errors import EXIT_USAGE, CliError
-from taskforgectl.kinds import CONTEXT, FOLDER, NAMESPACE
+from taskforgectl.kinds import CONTEXT, FOLDER, NAMESPACE, Amount
 
 if TYPE_CHECKING:
     from taskforgectl.contexts import Context
@@ -169,7 +169,7 @@ def _option(*names: str, hidden: bool, **attributes: Any) -> click.Option:
 
 def global_options(*, hidden: bool) -> list[click.Parameter]:
     """Answer the options, anew for each command that has them."""
-    seconds = click.FloatRange(0.1, 86_400)
+    seconds = Amount(0.1, 86_400)
     formats = click.Choice(["table", "json", "yaml", "name"])
     return [
         _option(

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 
 from taskforgectl.connection import Connection
+from taskforgectl.kinds import Amount
 from taskforgectl.render.plain import plain
 
 __all__ = ["Listing", "Watching", "collect", "limit_option", "listing_options", "reconnect_option", "watch_options"]
@@ -29,7 +30,7 @@ limit_option = click.option(
 reconnect_option = click.option(
     "--reconnect-timeout",
     "reconnect_s",
-    type=click.FloatRange(0, 86_400),
+    type=Amount(0, 86_400),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
@@ -58,7 +59,7 @@ def watch_options(function: F) -> F:
     @click.option("--watch", is_flag=True, help="Go on and show what changes. Ctrl-C ends it.")
     @click.option(
         "--interval",
-        type=click.FloatRange(0.1, 3600),
+        type=Amount(0.1, 3600),
         default=2.0,
         show_default=True,
         metavar="SECONDS",

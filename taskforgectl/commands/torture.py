@@ -11,7 +11,7 @@ from typing import Any, Self
 import click
 
 from taskforgectl.errors import EXIT_INTERRUPTED, EXIT_VIOLATED
-from taskforgectl.kinds import FOLDER
+from taskforgectl.kinds import FOLDER, Amount
 from taskforgectl.options import Settings, Verb
 from taskforgectl.render.output import echo, show_item
 
@@ -23,14 +23,14 @@ _LINE_S = 10.0
 
 
 @click.command("torture", cls=Verb)
-@click.option("--minutes", type=click.FloatRange(0.05, _MINUTES_MAX), default=2.0, show_default=True, help="How long.")
+@click.option("--minutes", type=Amount(0.05, _MINUTES_MAX), default=2.0, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Repeats load and faults of an earlier one.")
 @click.option(
     "--dir", "folder", type=FOLDER, metavar="DIR", help="Where the scratch home is made: the disk to be tested."
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0.1, 1000),
+    type=Amount(0.1, 1000),
     default=10.0,
     show_default=True,
     help="Runs and events per second that are asked for.",

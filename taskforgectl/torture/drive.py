@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import platform
 import resource
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ _SHELL = "/bin/sh"
 _INVENTORY_S = 1800.0
 _CLOCK_STEADY_S = 0.25
 _QUIET_LOOKS = 3
+_POLL_S = 0.2
+_SETTLE_S = 1800.0
+"""How long it may take until nothing is open any more, once nobody asks for anything."""
 
 
 class Files(NamedTuple):
@@ -167,6 +171,9 @@ class _Driver:
     async def _first_start(self) -> None:
         life = await self.subject.start()
         await self._connect(life.ready_s)
+        await self.while_it_lives(self._prepare())
+
+    async def _prepare(self) -> None:
         info = await self.wire.insist("GetInfo")
         python, sqlite = platform.python_version(), info.sqlite_version
         self._versions = {"taskforged": info.version, "SQLite": sqlite, "Python": python, "system": platform.platform()}
@@ -188,7 +195,7 @@ class _Driver:
                 self._phase = "settling"
                 self.outside.kind = True
                 await self._wait_for(starters)
-            await self._settle()
+            await self.while_it_lives(self._settle(), limit_s=_SETTLE_S)
         self._phase = "stopping"
         code = await self.subject.terminate()
         self._note_exit(code)
@@ -217,7 +224,7 @@ class _Driver:
             if self._stop.is_set():
                 raise _OverError
             if self.looker.stands_still:
-                raise await self._stuck()
+                raise await self._stuck(f"nothing went on for {STUCK_S:g} s")
             left = until - self.ledger.now
             if left <= 0:
                 return
@@ -228,6 +235,27 @@ class _Driver:
         code = self.subject.ended()
         if code is not None:
             raise DaemonError(f"the daemon has ended by itself with {code}")
+
+    async def while_it_lives(self, work: Coroutine[Any, Any, None], *, limit_s: float = math.inf) -> None:
+        """Do what only a daemon that answers can do: clients repeat their calls for as long as nobody answers.
+
+        Raises:
+            DaemonError: the daemon has ended by itself, nothing goes on any more, or it goes on for ever.
+        """
+        until = self.ledger.now + limit_s
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                self._check_alive()
+                if self.looker.stands_still:
+                    raise await self._stuck(f"nothing went on for {STUCK_S:g} s")
+                if self.ledger.now > until:
+                    raise await self._stuck(f"{limit_s:g} s were not enough to come to rest")
+                await asyncio.wait([task], timeout=_POLL_S)
+            task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _wait_for(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """Wait until everybody who starts something has gone home."""
@@ -242,25 +270,17 @@ class _Driver:
         self.looker.moved_at = self.ledger.now
         quiet = 0
         while quiet < _QUIET_LOOKS:
-            self._check_alive()
-            with contextlib.suppress(RefusedError):
-                quiet = quiet + 1 if await self.looker.is_quiet() else 0
-            if self.looker.stands_still:
-                raise await self._stuck()
+            quiet = quiet + 1 if await self.looker.is_quiet() else 0
             await asyncio.sleep(0.2)
         await self.looker.note_ends()
         await self.looker.check_slots()
         await self.looker.wait_for_feed()
 
-    async def _stuck(self) -> DaemonError:
+    async def _stuck(self, why: str) -> DaemonError:
         """Note what is open and what it waits for; answers what to raise."""
-        told: Sequence[str] = []
-        with contextlib.suppress(RefusedError):
-            told = await self.looker.tell_open()
-        self.ledger.violation("stuck", f"nothing went on for {STUCK_S:g} s")
-        for one in told:
+        for one in (why, *await self.looker.tell_open()):
             self.ledger.violation("stuck", one)
-        return DaemonError(f"nothing went on for {STUCK_S:g} s")
+        return DaemonError(why)
 
     # --- the faults --------------------------------------------------------------------------------------------------
 
@@ -281,7 +301,7 @@ class _Driver:
             await self.subject.kill()
         life = await self.subject.start()
         await self._connect(life.ready_s)
-        await self.looker.after_restart()
+        await self.while_it_lives(self.looker.after_restart())
 
     async def _connect(self, ready_s: float) -> None:
         self.ledger.write("boot", boot=self.subject.boots, ready_s=round(ready_s, 3))

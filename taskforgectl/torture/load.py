@@ -28,6 +28,7 @@ _CLIENTS = 3
 _SENDERS = 2
 _STEERERS = 2
 _WATCHERS = 3
+_NAP_S = 0.1
 _AT_ONCE = 12
 """Runs that somebody who steers looks at in one go."""
 
@@ -84,10 +85,12 @@ class Load:
         return lambda: work(number)
 
     async def _pace(self, chance: random.Random, share: float) -> None:
-        """Wait until the next thing may be asked for, longer while there is much to do."""
-        await asyncio.sleep(chance.expovariate(self._rate * share))
-        while self.open_runs > OPEN_MAX and not self.is_over:  # noqa: ASYNC110  figures from afar have no event
-            await asyncio.sleep(0.1)
+        """Wait until the next thing may be asked for, longer while there is much to do; no longer once it is over."""
+        left = chance.expovariate(self._rate * share)
+        while not self.is_over and (left > 0 or self.open_runs > OPEN_MAX):
+            nap = min(left, _NAP_S) if left > 0 else _NAP_S
+            await asyncio.sleep(nap)
+            left -= nap
 
     # --- starting ----------------------------------------------------------------------------------------------------
 

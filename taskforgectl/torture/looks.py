@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ STUCK_S = 60.0
 """Without any progress for so long, something is stuck."""
 
 _LOOK_S = 1.0
+_LOOK_BACK = 2000
+"""So many of the newest runs of a namespace are looked at after a restart, more while one is missing."""
+
 _SHOWN = 5
 _PENDING = [event_pb2.Event.OUTCOME_PENDING]
 _SOURCES = ["engine", "internal", "cron", "webhook", "manual"]
@@ -77,10 +81,12 @@ class Looker:
         missing = self._load.fresh_runs
         self._load.fresh_runs = set()
         for namespace in NAMESPACES:
+            seen = 0
             async for run in self._wire.pages("ListRuns", "runs", namespace=namespace):
                 missing.discard(run.id)
                 self._note_end(run)
-                if not missing and len(self.ended) > 1:
+                seen += 1
+                if not missing and seen >= _LOOK_BACK:
                     break
         for run_id in sorted(missing):
             self._ledger.violation("runs", f"{run_id} was acknowledged and is gone after a restart")
@@ -155,13 +161,18 @@ class Looker:
                 self._ledger.violation("slots", f"nothing is open, and the daemon counts {count} {what}")
 
     async def tell_open(self) -> Sequence[str]:
-        """Answer for some open runs what they wait for, with the end of their histories."""
+        """Answer for some open runs what they wait for, with the end of their histories, while the daemon answers."""
         told: list[str] = []
-        async for run in self._load.open_now():
-            if len(told) >= _SHOWN:
-                break
-            explanation = (await self._wire.once("ExplainRun", run_id=run.id)).explanation
-            history = [one async for one in self._wire.pages("GetRunHistory", "events", run_id=run.id)][-8:]
-            events = "; ".join(f"{one.sequence} {one.kind} {one.step}" for one in history)
-            told.append(f"{run.id} {run.workflow} {state_name(run)}: {explanation.summary} [{events}]")
+        with contextlib.suppress(RefusedError, TimeoutError):
+            async with asyncio.timeout(STUCK_S):
+                async for run in self._load.open_now():
+                    if len(told) >= _SHOWN:
+                        break
+                    told.append(await self._tell(run))
         return told
+
+    async def _tell(self, run: Any) -> str:
+        explanation = (await self._wire.once("ExplainRun", run_id=run.id)).explanation
+        history = [one async for one in self._wire.pages("GetRunHistory", "events", run_id=run.id)][-8:]
+        events = "; ".join(f"{one.sequence} {one.kind} {one.step}" for one in history)
+        return f"{run.id} {run.workflow} {state_name(run)}: {explanation.summary} [{events}]"

@@ -10,7 +10,7 @@ import json
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 from aiohttp import web
@@ -29,6 +29,7 @@ _FLAKY_TIMES = 3
 """So often a flaky service fails before it is mended: the first run dies, its retry does not."""
 
 _FLAKY_MAX = 50_000
+_SHOWN = 500
 
 
 class EffectServer:
@@ -155,22 +156,23 @@ class Sender:
         while True:
             answer = await self._post(body, headers)
             if answer is not None and answer[0] in {200, 202}:
-                told = answer[1]
+                told = json.loads(answer[1])
                 self._ledger.write("delivered", delivery=f"d-{n}", event=told["event_id"], runs=told["run_ids"])
                 return str(told["event_id"])
             if answer is not None and answer[0] not in {429, 503, 507}:
-                self._ledger.violation("deliveries", f"d-{n} was refused with {answer[0]}: {answer[1]}")
+                text = answer[1][:_SHOWN].decode(errors="replace")
+                self._ledger.violation("deliveries", f"d-{n} was refused with {answer[0]}: {text}")
                 return ""
             self.repeats += 1
             await asyncio.sleep(0.05)
 
-    async def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, Any] | None:
+    async def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes] | None:
         assert self._session is not None
         base = self._base()
         if not base:
             return None
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             url = f"{base}/hooks/default/things"
             async with self._session.post(url, data=body, headers=headers) as response:
-                return response.status, await response.json()
+                return response.status, await response.read()
         return None

@@ -23,6 +23,10 @@ from taskforgectl.torture.report import merge, report_of
 __all__ = ["Torture", "torture"]
 
 
+_ROOM_MIB = 256
+"""With less the daemon would soon refuse new work, for it leaves some space free."""
+
+
 @dataclass(frozen=True, slots=True)
 class Torture:
     """What is wanted.
@@ -71,6 +75,9 @@ def torture(wanted: Torture, show: Callable[[Progress], None]) -> dict[str, Any]
                 break
             if not wanted.keep:
                 shutil.rmtree(files.folder)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CliError(f"the evidence cannot be written below {folder.parent}: {error.strerror or error}") from None
     except (CliError, KeyboardInterrupt):
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -81,6 +88,12 @@ def _scratch(folder: str) -> Path:
     try:
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder or tempfile.gettempdir()).free
+        if free < _ROOM_MIB << 20:
+            raise CliError(
+                f"{folder or tempfile.gettempdir()} has {free >> 20:,} MiB free, a torture needs {_ROOM_MIB}",
+                hint="--dir names another disk",
+            )
         return Path(tempfile.mkdtemp(prefix="tf-", dir=folder or None)).absolute()
     except OSError as error:
         raise CliError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -30,6 +31,9 @@ _SERVICES = (
 )
 _CALL_S = 15.0
 """Longer than the daemon is ever held still."""
+
+_FULL_S = 60.0
+"""After so long a limit that is reached, or a full disk, is a refusal for good."""
 
 _PAUSE_S = 0.05
 _OPTIONS = (
@@ -116,9 +120,10 @@ class Wire:
         """Call until there is an answer.
 
         Raises:
-            RefusedError: the daemon has refused for good, or it is over.
+            RefusedError: the daemon has refused for good or for long, or it is over.
         """
         request = message(method, **fields)
+        full_until = 0.0
         while True:
             try:
                 await asyncio.wait_for(self._up.wait(), 1.0)
@@ -128,6 +133,9 @@ class Wire:
                     raise RefusedError("UNAVAILABLE", "it is over") from None
             except RefusedError as refusal:
                 if refusal.status not in {*BROKEN, "RESOURCE_EXHAUSTED"} or self._is_over():
+                    raise
+                full_until = full_until or time.monotonic() + _FULL_S
+                if refusal.status == "RESOURCE_EXHAUSTED" and time.monotonic() > full_until:
                     raise
                 self.repeats += 1
                 await asyncio.sleep(_PAUSE_S if refusal.status in BROKEN else 10 * _PAUSE_S)

@@ -150,6 +150,8 @@ def test_ctrl_c_ends_the_load_and_still_checks(tmp_path):
         (["--daemon", "/bin/false", "--minutes", "0.05"], 1, "before it was ready"),
         (["--dir", "/proc/nowhere"], 1, "no scratch folder can be made in /proc/nowhere"),
         (["--minutes", "0"], 2, "--minutes"),
+        (["--minutes", "nan"], 2, "'nan' is not a number"),
+        (["--rate", "nan"], 2, "'nan' is not a number"),
     ],
 )
 def test_what_cannot_begin_says_so(tmp_path, arguments, code, says):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,23 @@ async def test_what_is_gone_after_a_restart(world):
         "runs: run_1 was acknowledged and is gone after a restart",
         "publications: evt_1 was acknowledged and is gone after a restart",
     ]
+
+
+async def test_an_end_that_changed_over_a_restart(world):
+    for number in range(4):
+        world.wire.put(f"run_{number}", "SUCCEEDED")
+    await world.looker.after_restart()
+    world.wire.put("run_3", "FAILED")
+    await world.looker.after_restart()
+    assert world.violations() == ["final: run_3 had ended as SUCCEEDED at 9, and is FAILED at 9"]
+
+
+async def test_a_daemon_that_does_not_answer_is_not_asked_for_ever(world, monkeypatch):
+    monkeypatch.setattr(looks, "STUCK_S", 0.01)
+    monkeypatch.setattr(world.wire, "once", lambda *_, **__: asyncio.Event().wait())
+    world.wire.put("run_1", "RUNNING")
+    async with asyncio.timeout(20):
+        assert list(await world.looker.tell_open()) == []
 
 
 @pytest.mark.parametrize(("state", "sequence"), [("RUNNING", 9), ("SUCCEEDED", 10), ("FAILED", 9)])

@@ -11,7 +11,7 @@ from taskforge.v1.namespace_service_pb2_grpc import NamespaceServiceStub
 
 from taskforgectl.connection import Connection
 from taskforgectl.errors import EXIT_USAGE, CliError
-from taskforgectl.kinds import NAMESPACE
+from taskforgectl.kinds import NAMESPACE, Amount
 from taskforgectl.lazy import Noun
 from taskforgectl.options import Settings
 from taskforgectl.paging import Listing, collect, listing_options
@@ -105,11 +105,11 @@ def _usage(namespace: Item, name: str) -> str:
 @click.argument("name", metavar="NAMESPACE", type=NAMESPACE)
 @click.option("--label", "pairs", multiple=True, metavar="KEY=VALUE", help="One label; KEY= removes it.")
 @click.option("--replace-labels", is_flag=True, help="Remove the labels that are not given.")
-@click.option("--weight", type=click.FloatRange(0, 1000, min_open=True), help="Share of executors. A new one has 1.")
+@click.option("--weight", type=Amount(0, 1000, min_open=True), help="Share of executors. A new one has 1.")
 @click.option("--running-steps-max", type=_count, metavar="N", help="Steps at work at once; 0 means no limit.")
 @click.option("--running-runs-max", type=_count, metavar="N", help="Runs at once, others wait; 0 means no limit.")
 @click.option("--pending-runs-max", type=_count, metavar="N", help="Waiting runs, others are refused; 0: no limit.")
-@click.option("--requests-per-second", type=click.FloatRange(0), metavar="N", help="Calls; 0 means no limit.")
+@click.option("--requests-per-second", type=Amount(0), metavar="N", help="Calls; 0 means no limit.")
 @click.pass_obj
 def set_(settings: Settings, /, *, name: str, pairs: Sequence[str], **values: Any) -> None:
     """Create a namespace, or change what is given."""
