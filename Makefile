@@ -96,7 +96,7 @@ bench-peer: $(STAMP) ## measure another engine beside this one (PEER=dbos, prefe
 # Tests that have a larger size than CI has time for.
 SOAK = $(addprefix tests/,crash/test_kill9.py crash/test_kill9_semantics.py crash/test_kill9_triggers.py \
   crash/test_kill9_ticks.py crash/test_kill9_queued.py triggers/test_clock_turned.py \
-  semantics/test_stopped_daemon.py semantics/test_poison.py crash/test_watches.py \
+  semantics/test_stopped_daemon.py semantics/test_poison.py crash/test_watches.py triggers/test_deaf_senders.py \
   storage/test_backups.py storage/test_long_load.py rpc/test_open_streams.py kills)
 
 .PHONY: soak

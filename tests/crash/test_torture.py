@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -56,6 +57,7 @@ def test_a_short_one_passes_and_leaves_nothing_behind(tmp_path):
     report = json.loads(done.stdout)
     assert report["ok"]
     assert report["seed"] == 72
+    assert documented() == report.keys()
     assert report["faults"] == {"kill": 1, "kill in start": 1, "stop": 1, "term": 2}
     assert report["starts"] == {**report["starts"], "count": 5, "ready": 4}
     assert sum(report["runs"].values()) > 10
@@ -65,6 +67,13 @@ def test_a_short_one_passes_and_leaves_nothing_behind(tmp_path):
     assert "\x1b" not in said, "there is no terminal to draw over"
     assert left(tmp_path) == []
     assert processes_on(tmp_path) == []
+
+
+def documented() -> set[str]:
+    """The fields that the page names."""
+    page = Path(__file__).parents[2].joinpath("docs", "torture.md").read_text()
+    table = page.partition("### For programs")[2].partition("\n## ")[0]
+    return {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
 
 
 LOSING = """

@@ -157,6 +157,15 @@ def test_every_page_is_in_the_index():
     assert not missing, f"docs/README.md has no link to {', '.join(missing)}: add a line to its table"
 
 
+def test_every_test_with_a_larger_size_is_in_make_soak():
+    listed = re.search(r"^SOAK = .*?tests/,(.*?)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    soaked = {ROOT / "tests" / name for name in listed[1].replace("\\", " ").split()}
+    tests = (ROOT / "tests").rglob("test_*.py")
+    large = [path for path in tests if re.search('"TASKFORGE_TEST_CYCLES"(?:,| in)', path.read_text())]
+    assert len(large) > 10
+    mend([f"Makefile: SOAK lacks {path}" for path in large if not soaked & {path, path.parent}])
+
+
 def test_these_tests_can_fail():
     """What each of them is for, on a page where all is wrong."""
     for text, words in (
