@@ -22,6 +22,12 @@ READY_S = 180.0
 
 STOP_S = 120.0
 _POLL_S = 0.02
+_MORTAL = (
+    sys.executable,
+    "-ISc",
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])",
+)
+"""Makes Linux kill a process when we die, even by SIGKILL: PR_SET_PDEATHSIG, which stays over an exec."""
 
 
 class DaemonError(CliError):
@@ -81,6 +87,7 @@ class Subject:
         self.boots += 1
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *_MORTAL,
                 *self._program,
                 "--home",
                 str(self.home.path),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def processes_on(folder: Path) -> list[str]:
         except OSError:
             continue
         if any(word.startswith(str(folder).encode()) for word in words):
-            found.append(b" ".join(words).decode(errors="replace"))
+            found.append(f"{path.parent.name} {b' '.join(words).decode(errors='replace')}")
     return found
 
 
@@ -150,6 +151,29 @@ def test_ctrl_c_ends_the_load_and_still_checks(tmp_path):
     assert checks(report)["histories"]["looked_at"]
     assert left(tmp_path) == []
     assert processes_on(tmp_path) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_driver_that_is_killed_takes_its_daemon_with_it(tmp_path):
+    with subprocess.Popen(
+        [*COMMAND, "--minutes", "30", *scratch(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as process:
+        for line in process.stderr:
+            if b"torture: " in line:
+                break
+        assert len(processes_on(tmp_path)) == 2
+        process.kill()
+    for _ in range(400):
+        if not processes_on(tmp_path):
+            return
+        time.sleep(0.05)
+    left_behind = processes_on(tmp_path)
+    for one in left_behind:
+        os.kill(int(one.split()[0]), signal.SIGKILL)
+    raise AssertionError(f"left behind: {left_behind}")
 
 
 @pytest.mark.timeout(60)
