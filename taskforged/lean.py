@@ -73,7 +73,7 @@ def _import_without_authorities(name: str) -> None:
         ssl.SSLContext.set_default_verify_paths = load  # type: ignore[method-assign]
 
 
-def _trusting_nobody() -> ssl.SSLContext:
+def _trusting_nobody(*_: object, **__: object) -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 

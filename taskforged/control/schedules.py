@@ -123,10 +123,6 @@ class _Due(NamedTuple):
     schedule: str
     ahead_until: int
 
-    def entered_before(self, now: int) -> bool:
-        """Whether what is due now was entered before, by a clock that was ahead."""
-        return self.cursor < self.ahead_until and now <= self.ahead_until
-
 
 class _Busy(NamedTuple):
     """The runs of a trigger that are going, by namespace: stored ones, and those of this very settlement.
@@ -317,19 +313,24 @@ class Scheduler:
         now = self._clock.wall()
         since, until = due.suspended_from, due.suspended_until
         suspended = None if since is None else (since, until if until is not None else now)
-        cursor = due.cursor if due.entered_before(now) else max(due.cursor, due.ahead_until)
         planned = plan(
-            schedule, asked.source.policy, cursor=cursor, now=now, suspended=suspended, on_time_us=ON_TIME_US
+            schedule, asked.source.policy, cursor=due.cursor, now=now, suspended=suspended, on_time_us=ON_TIME_US
         )
-        planned = _portion(_coalesced(planned, asked.source), schedule, now)
-        if due.entered_before(now):
-            planned = await self._not_entered(due, planned)
-        return await self._fire(due, asked, asked.source, schedule, planned, now)
+        planned = _coalesced(planned, asked.source)
+        if due.cursor < due.ahead_until:
+            planned = await self._not_fired(due, planned, now - schedule.delay_us)
+        return await self._fire(due, asked, asked.source, schedule, _portion(planned, schedule, now), now)
 
-    async def _not_entered(self, due: _Due, planned: Plan) -> Plan:
-        """Leave of a plan what has not fired: all else is in the ledger."""
-        fired = {row[0] for row in await self._store.rows("fired_slots", due.no, due.cursor, planned.cursor + 1)}
-        return planned._replace(fire=[one for one in planned.fire if one.due_at not in fired], ranges=[])
+    async def _not_fired(self, due: _Due, planned: Plan, newest: int) -> Plan:
+        """Leave of a plan what did not fire when it was entered by a clock that was ahead: the rest is in the ledger.
+
+        Once all of that has passed only what is on time comes still. What follows it is for the next scan, at once.
+        """
+        until = min(planned.cursor, due.ahead_until)
+        since = due.cursor if newest <= due.ahead_until else newest - ON_TIME_US
+        fired = {row[0] for row in await self._store.rows("fired_slots", due.no, since, until + 1)}
+        fire = [one for one in planned.fire if since <= one.due_at <= until and one.due_at not in fired]
+        return Plan(fire, [], until, planned.next_at if until == planned.cursor else due.next_at)
 
     def _identity(self, asked: Asked) -> str:
         namespace = self._access.namespace_name(asked.workflow.namespace_no)
@@ -350,7 +351,7 @@ class Scheduler:
                 reactions.append(reaction)
                 outcome, reason = _outcome(reaction, late_us, busy.reasons)
                 backfill = 0
-                if due.entered_before(now):
+                if slot.due_at <= due.ahead_until:
                     backfill, reason = reaction.event.no, "; ".join(filter(None, [_ENTERED, reason]))
                 row = (due.no, slot.due_at, backfill, slot.due_at, 1, outcome, now, late_us, reaction.event.no, reason)
                 slots.append(row)

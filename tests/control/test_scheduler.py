@@ -473,6 +473,24 @@ async def test_a_due_time_that_fired_when_the_clock_was_ahead_fires_once(world):
     await world.whole(step=HOUR)
 
 
+@pytest.mark.parametrize(("ahead", "count"), [(5 * HOUR, 5), (2 * HOUR, 2)])
+async def test_what_did_not_fire_when_the_clock_was_ahead_fires_when_it_comes_also_the_last_of_it(world, ahead, count):
+    """Up to the last one the ledger is complete, and it comes a moment later than that."""
+    await world.cron("0 * * * *", misfire="skip", overlap="allow")
+    await world.after(ahead)
+    (missed,) = entered = await world.slots()
+    assert (missed.outcome, missed.count) == ("MISSED", count)
+    await world.after(-ahead)
+    due = [missed.due_at + number * HOUR for number in range(count)]
+    for at in due:
+        await world.at(at + SECOND)
+    assert [one.due_at for one in await world.slots(made_good=True)] == due
+    assert await world.slots() == entered
+    await world.every(HOUR, 3)
+    assert await world.outcomes() == [("MISSED", count)] + [("FIRED", 1)] * 3
+    assert len(await world.slots(made_good=True)) == count
+
+
 async def test_a_clock_that_goes_back_in_steps_is_noticed(world):
     await world.cron("* * * * *", misfire="latest", overlap="allow")
     await world.after(2 * HOUR)
