@@ -64,7 +64,7 @@ def _import_without(unwanted: str, name: str) -> None:
 
 def _import_without_authorities(name: str) -> None:
     make, load = ssl.create_default_context, ssl.SSLContext.set_default_verify_paths
-    ssl.create_default_context = _trusting_nobody  # type: ignore[assignment]
+    ssl.create_default_context = _trusting_nobody
     ssl.SSLContext.set_default_verify_paths = _load_nothing  # type: ignore[method-assign,assignment]
     try:
         importlib.import_module(name)
