@@ -246,7 +246,9 @@ class Load:
         await self._insist("SetWorkflowActive", name="mixed", active=True)
 
     async def _hold_trigger(self, chance: random.Random) -> None:
-        workflow, _, trigger = chance.choice(sorted(SCHEDULED)).partition("/")
+        name = chance.choice(sorted(SCHEDULED))
+        workflow, _, trigger = name.partition("/")
+        self._ledger.write("trigger held", trigger=name)
         await self._insist("PauseTrigger", workflow=workflow, trigger=trigger, reason="to look")
         await self._rest(chance)
         await self._insist("ResumeTrigger", workflow=workflow, trigger=trigger)

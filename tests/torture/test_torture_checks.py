@@ -105,6 +105,7 @@ def healthy() -> World:
     entry(world, "ended", run="run_1", state="SUCCEEDED", sequence=world.runs["run_1"].sequence)
     entry(world, "watched", run="run_1", state="SUCCEEDED", last=world.runs["run_1"].sequence, streams=1)
     entry(world, "held", queue="narrow", since=T0 - 100 * S, until=T0 - 90 * S)
+    entry(world, "trigger held", trigger="ticks/faithful")
     entry(world, "slots", held={"running steps": 0})
     entry(world, "told", events=[one.id for one in world.events.values()])
     return world
@@ -215,6 +216,7 @@ HARM: list[tuple[str, str, Harm]] = [
     ("schedules", "3 due times", lambda w: change_slot(w, 1, times=3)),
     ("schedules", "FIRED with 0 runs", lambda w: change_slot(w, 0, runs=[])),
     ("schedules", "is MISSED", lambda w: change_slot(w, 1, outcome="MISSED")),
+    ("schedules", "is SUPPRESSED", lambda w: w.ledger["trigger held"].clear()),
     ("schedules", "belongs to no due time", lambda w: change_slot(w, 0, event=None)),
     ("schedules", "belongs to 2", lambda w: change_slot(w, 1, event="evt_c0")),
     ("schedules", "is missing", lambda w: w.triggers.pop()),
