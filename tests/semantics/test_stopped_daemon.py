@@ -22,6 +22,9 @@ SCAN_S = 0.2
 
 STOPPED_S = 10 * SCAN_S
 LONG_S = 600.0 if "TASKFORGE_TEST_CYCLES" in os.environ else 20 * SCAN_S
+CUT_S = 3.0
+"""A call that a kill is to cut: it must be at work still when all others have begun, also on a busy machine."""
+
 EXIT_FAILED = 1
 EACH = 4
 
@@ -127,7 +130,7 @@ async def test_a_copied_home_repeats_only_what_may_be_repeated(effects: EffectSe
     original, copy = Daemon(), Daemon(tmp_path / "copy")
     try:
         await asyncio.to_thread(original.start)
-        runs = await _under_way(original, effects, [1.0] * EACH)
+        runs = await _under_way(original, effects, [CUT_S] * EACH)
         await asyncio.to_thread(original.kill)
         shutil.copytree(original.home, copy.home, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
         await asyncio.gather(asyncio.to_thread(original.start), asyncio.to_thread(copy.start))
