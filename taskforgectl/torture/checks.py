@@ -538,8 +538,9 @@ def _service(world: World, found: _Finding) -> None:
     found.count += len(world.ledger["boot"]) + len(world.ledger["looked"])
 
 
-def _nothing(_: World, __: _Finding) -> None:
+def _stuck(world: World, found: _Finding) -> None:
     """The driver itself looks, all the time."""
+    found.count += len(world.ledger["looked"])
 
 
 CHECKS: Mapping[str, tuple[str, Callable[[World, _Finding], None]]] = {
@@ -564,7 +565,7 @@ CHECKS: Mapping[str, tuple[str, Callable[[World, _Finding], None]]] = {
     "slots": ("no slot, lease or timer is left over", _slots),
     "watches": ("watchers of runs see all, in order, once", _watches),
     "feed": ("watchers of events see all, in order, once", _feed),
-    "stuck": ("nothing is stuck", _nothing),
+    "stuck": ("nothing is stuck", _stuck),
     "service": ("every start, stop and answer was as it should be", _service),
     "histories": ("hash chains, replays and projections of all runs agree", _histories),
     "database": ("PRAGMA integrity_check and foreign_key_check find nothing", _database),

@@ -99,8 +99,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield from _what_was_done(report)
     yield ""
     for check in report["checks"]:
-        verdict = "FAILED" if not check["ok"] else "left out" if check["left_out"] else "ok"
-        yield f"{verdict:<9} {check['looked_at']:>9,}  {check['name']:<16} {check['says']}"
+        yield f"{_verdict(check):<9} {check['looked_at']:>9,}  {check['name']:<16} {check['says']}"
         if check["left_out"]:
             yield f"{'':<21}{check['left_out']}"
         for violation in check["violations"][:_SHOWN]:
@@ -110,6 +109,14 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     if report["failure"]:
         yield ""
         yield f"FAILED    {safe_line(report['failure'])}"
+
+
+def _verdict(check: Mapping[str, Any]) -> str:
+    if not check["ok"]:
+        return "FAILED"
+    if check["left_out"]:
+        return "left out"
+    return "ok" if check["looked_at"] else "not tried"
 
 
 def _what_was_done(report: Mapping[str, Any]) -> Iterator[str]:

@@ -30,6 +30,7 @@ COUNTS = {
 }
 WELL = Checked("ends", "every run has ended, once", 12, [])
 BROKEN = Checked("effects", "effects repeat with a reason", 9, [f"run_{n}/x: why\x1b[31m" for n in range(60)])
+UNTRIED = Checked("once", "effects are not repeated", 0, [])
 LEFT_OUT = Checked("pauses", "nothing begins", 0, [], "the clock has jumped")
 
 
@@ -43,7 +44,7 @@ def report(*checked: Checked, **more: Any) -> dict[str, Any]:
 
 
 def test_a_report_for_people():
-    text = "\n".join(lines(report(WELL, BROKEN, LEFT_OUT)))
+    text = "\n".join(lines(report(WELL, BROKEN, LEFT_OUT, UNTRIED)))
     assert "seed      7, 61 s on /mnt" in text
     assert "faults    2 kill, 1 stop" in text
     assert "3 became ready, the slowest after 2.50 s" in text
@@ -53,6 +54,7 @@ def test_a_report_for_people():
     assert "FAILED            9  effects" in text
     assert "! and 55 more" in text
     assert "left out          0  pauses" in text
+    assert "not tried         0  once" in text
     assert "the clock has jumped" in text
     assert "\x1b" not in text
 
