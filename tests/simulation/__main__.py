@@ -53,8 +53,10 @@ def _run(kind: str, first: int, count: int, processes: int) -> tuple[Tally, floa
     for part in campaign(kind, first, count, processes=processes):
         tally.add(part)
         took_s = time.perf_counter() - began
-        if sys.stderr.isatty():
-            print(f"\r{kind}: {tally.seeds:,} of {count:,} seeds", end="", file=sys.stderr)
+        if tally.seeds * 10 // count > (tally.seeds - part.seeds) * 10 // count and tally.seeds < count:
+            print(
+                f"{kind}: {tally.seeds:,} of {count:,} seeds, {len(tally.failures)} failed, {took_s:.0f} s", flush=True
+            )
         for failure in part.failures:
             _print_failure(*failure)
     what = "worlds" if kind == HOST else "runs"
