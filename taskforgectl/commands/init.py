@@ -34,6 +34,8 @@ _CONFIG = """\
 # listen = "127.0.0.1:7420"
 # Open connections of clients.
 # connections_max = 1024
+# Open watches and waiting calls of one token.
+# streams_per_token = 2000
 
 [http]
 # Address of webhooks and health checks. Beyond loopback it needs [tls] or behind_proxy; port 0 picks a free one.
@@ -61,7 +63,7 @@ _CONFIG = """\
 # Steps at work at once.
 # pool_size = 64
 # Seconds that running steps have to finish at shutdown.
-# grace = 10.0
+# grace = 8.0
 
 [store]
 # FULL or NORMAL. NORMAL is faster and loses the newest commits at a power cut.
