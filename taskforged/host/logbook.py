@@ -243,10 +243,16 @@ class LogBook:
             self._timer.cancel()
             self._timer = None
         if self._writing is None and self._lines:
-            self._writing = asyncio.get_running_loop().create_task(self._write_some(), name="logbook.write")
-            self._writing.add_done_callback(self._written)
+            self._writing = asyncio.get_running_loop().create_task(self._write_next(), name="logbook.write")
 
-    def _written(self, _: asyncio.Task[None]) -> None:
+    async def _write_next(self) -> None:
+        try:
+            await self._write_some()
+        finally:
+            self._written()
+
+    def _written(self) -> None:
+        """Part of the task: who flushes must not find one that is done, which would not make him wait."""
         self._writing = None
         if self._lines and self._timer is None and not self._stopped:
             pause = 0.0 if len(self._lines) >= _ROWS_MAX else _FLUSH_S

@@ -101,6 +101,25 @@ async def test_a_flush_waits_for_what_is_being_written(store, no_timer):
     await book.stop()
 
 
+@pytest.mark.timeout(20)
+async def test_a_flush_that_comes_just_when_a_write_has_ended(store, no_timer):
+    """Its task is done, and the loop has not told anybody yet."""
+    flushes = []
+
+    class Hasty(Feed):
+        def publish(self, run_no):
+            if not flushes:
+                log("stdout", "two")
+                flushes.append(asyncio.get_running_loop().create_task(book.flush(run_no)))
+
+    book = LogBook(store, Clock(), Hasty(), bounds=BookBounds())
+    log = book.logger(1, "a", 1)
+    log("stdout", "one")
+    await book.flush(1)
+    await flushes[0]
+    assert await texts(store) == ["one", "two"]
+
+
 async def test_a_cancelled_flush_takes_nobodys_lines_with_it(store, no_timer):
     book = book_on(store)
     book.logger(1, "a", 1)("stdout", "x")
