@@ -184,11 +184,11 @@ _HOST = [
         f"{SEMANTICS}test_a_sub_workflow_ends_before_its_parent_goes_on",
     ),
     Mutant(
-        "does not start sub-workflows that a crash has cut off",
+        "does not look after sub-workflows that a crash has cut off",
         "taskforged/host/runner.py",
         "        for row in rows:\n            await self._try_child(row)\n",
         "",
-        f"{SEMANTICS}test_a_crash_at_any_time_starts_a_sub_workflow_once",
+        f"{SEMANTICS}test_a_child_that_ended_while_the_parent_was_not_told_is_found_after_the_crash",
     ),
     Mutant(
         "executes one attempt more than the pool allows",
