@@ -67,12 +67,17 @@ class EventWatches:
             try:
                 position = await self._begin(cursor)
                 yield EventPortion((), str(position))
+                told, has_caught_up = position, False
                 while True:
                     portion, position, is_behind = await self._read(wanted, position)
                     if portion.entries or portion.removed:
                         yield portion
-                    elif not is_behind and not await watch.wait_news(_BOOKMARK_S):
-                        yield EventPortion((), str(position))
+                        told = position
+                    elif not is_behind:
+                        is_news = position != told and not has_caught_up  # who leaves before a bookmark is told as well
+                        has_caught_up = True
+                        if is_news or not await watch.wait_news(_BOOKMARK_S):
+                            yield EventPortion((), str(position))
                     if self._feed.closed:
                         raise UnavailableError("the daemon is stopping; watch again from the last cursor")
             finally:

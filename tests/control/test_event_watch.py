@@ -143,6 +143,14 @@ async def test_an_idle_watch_says_that_it_lives_and_where_it_is(world: World, mo
     await stream.aclose()  # type: ignore[attr-defined]
 
 
+async def test_who_comes_back_is_told_at_once_where_the_newest_is(world: World) -> None:
+    await world.add(5)
+    stream = world.watches.watch(EventFilter(1, type="of.nobody"), "3")
+    async with asyncio.timeout(10):  # long before a bookmark is due
+        assert [(await anext(stream)).cursor for _ in range(2)] == ["3", "5"]
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
 async def test_too_many_watchers_and_a_daemon_that_stops(world: World, monkeypatch) -> None:
     stream = world.watches.watch(ALL, "")
     await anext(stream)
