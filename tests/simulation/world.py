@@ -253,7 +253,7 @@ class _Act:
         name = self._rng.choice(list(self._world.definitions))
         request_id = self._some_id(f"start-{name}-")
         later = self._rng.choice((0, 0, 0, 0, 20))
-        run_at = self._boot.base.clock.now() + later * 1_000_000 if later and "-" in request_id[9:] else 0
+        run_at = self._boot.base.clock.wall() + later * 1_000_000 if later and "-" in request_id[9:] else 0
         request = StartRequest(name, '{"n": 1}', request_id=request_id, run_at=run_at)
         view = await self._boot.controls.runs.start(ROOT, 1, request, wait_s=self._rng.choice((0, 0, 5)))
         self._ack(f"request {request_id}", view.run.run_id)
@@ -362,7 +362,7 @@ class _Act:
         """Give every run what it waits for, until all have ended."""
         await asyncio.sleep(1300.0)  # due times in fair weather
         await self._boot.close_schedules()
-        for _ in range(_ROUNDS_MAX):
+        for turn in range(_ROUNDS_MAX):
             rows = await self._boot.store.read(
                 lambda c: c.execute("SELECT no FROM runs WHERE ended_at IS NULL").fetchall()
             )
@@ -370,7 +370,7 @@ class _Act:
                 return
             for (no,) in rows:
                 await self._help(no)
-            await asyncio.sleep(20.0)
+            await asyncio.sleep(20.0 if turn < _ROUNDS_MAX / 2 else 400.0)  # a run may be due by a clock set far back
         left = self._world.disk.rows("SELECT id, state FROM runs WHERE ended_at IS NULL")
         raise Violation(f"runs that nobody can help: {left}; callers without an answer: {len(self._tasks)}")
 
