@@ -39,8 +39,10 @@ demo: $(STAMP) ## see it work: a GitHub release, verified, stored, run, watched,
 .PHONY: test
 test: $(STAMP) ## run all tests
 ifeq ($(ARGS),)
-	@$(PYTEST) $(PARALLEL) --ignore=tests/crash
-	@$(PYTEST) tests/crash # alone: a kill proves more when many runs are in flight
+	@failed=0; \
+	$(PYTEST) $(PARALLEL) --ignore=tests/crash || failed=1; \
+	$(PYTEST) tests/crash || failed=1; `# alone: a kill proves more when many runs are in flight` \
+	exit $$failed
 else
 	@$(PYTEST) $(PARALLEL) $(ARGS)
 endif

@@ -40,10 +40,10 @@ home, pid = Path(os.environ["FAKE_HOME"]), state / "pid"
 
 def running():
     try:
-        os.kill(int(pid.read_text()), 0)
+        stat = Path("/proc", pid.read_text() or "0", "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 def start():
     if running():
@@ -66,7 +66,7 @@ def start():
 def stop():
     if running():
         os.kill(int(pid.read_text()), signal.SIGTERM)
-        while (home / "taskforged.json").exists():
+        while running():
             time.sleep(0.02)
     pid.unlink(missing_ok=True)
 
