@@ -1523,21 +1523,21 @@ async def many(world, count):
 
 
 @pytest.mark.timeout(240)
-async def test_two_thousand_at_once_fire_once_each(world):
-    await many(world, 2000)
+async def test_a_thousand_at_once_fire_once_each(world):
+    await many(world, 1000)
     await world.after(30 * SECOND)
-    assert await world.rows("SELECT outcome, count(*) FROM schedule_slots GROUP BY 1") == [("FIRED", 2000)]
+    assert await world.rows("SELECT outcome, count(*) FROM schedule_slots GROUP BY 1") == [("FIRED", 1000)]
     assert await world.rows("SELECT count(*), count(DISTINCT trigger_no), count(DISTINCT event_no) FROM runs") == [
-        (2000, 2000, 2000)
+        (1000, 1000, 1000)
     ]
-    assert world.parts.scheduler.lateness.count == 2000
+    assert world.parts.scheduler.lateness.count == 1000
     assert not world.parts.scheduler.is_due
     await world.settled()
     await world.restart()
     await world.scan()
-    assert await world.rows("SELECT count(*) FROM runs") == [(2000,)]
+    assert await world.rows("SELECT count(*) FROM runs") == [(1000,)]
     await world.after(MINUTE)
-    assert await world.rows("SELECT outcome, count(*) FROM schedule_slots GROUP BY 1") == [("FIRED", 4000)]
+    assert await world.rows("SELECT outcome, count(*) FROM schedule_slots GROUP BY 1") == [("FIRED", 2000)]
     await world.settled()
 
 

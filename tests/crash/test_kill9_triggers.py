@@ -39,7 +39,7 @@ from taskforge.v1 import (
     workflow_service_pb2_grpc,
 )
 
-CYCLES = int(os.environ.get("TASKFORGE_TEST_CYCLES", "10"))
+CYCLES = int(os.environ.get("TASKFORGE_TEST_CYCLES", "6"))
 SENDERS = 3
 PUBLISHERS = 3
 PAUSE_S = 0.05

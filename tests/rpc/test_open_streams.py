@@ -27,7 +27,7 @@ from taskforged.store.rows import EventRow
 IS_BIG = "TASKFORGE_TEST_CYCLES" in os.environ
 PER_TOKEN = 1000 if IS_BIG else 150
 TOKENS = 10 if IS_BIG else 3
-EVENTS = 50_000 if IS_BIG else 10_000
+EVENTS = 50_000 if IS_BIG else 5_000
 DEAF = 20
 SOCKETS = 10_000 if IS_BIG else 800
 HTTP_MAX = 1024 if IS_BIG else 100
@@ -125,7 +125,7 @@ async def test_idle_streams_are_cheap_bounded_by_token_and_gone_with_their_clien
 
 @pytest.mark.timeout(600 if IS_BIG else 120)
 async def test_watchers_that_never_read_cost_no_memory_and_hold_nobody_up(board: Board) -> None:
-    """Each is due 6 MB and more. What is not read stays in the table, but for what fits into the windows of HTTP/2."""
+    """Each is due megabytes. What is not read stays in the table, but for what fits into the windows of HTTP/2."""
     daemon = board.daemon
     reader = await token(board, "reader")
     before = daemon.resident

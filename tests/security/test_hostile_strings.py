@@ -90,7 +90,7 @@ async def test_what_looks_like_sql_is_a_text_that_nothing_equals(board, method):
     mine = (await board.token("OPERATOR")).secret
     paths = list(texts_of(METHODS[method][1].DESCRIPTOR))
 
-    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.sampled_from(SQL) | st.text(max_size=20), min_size=len(paths), max_size=len(paths)))
     def collect(texts):
         made.append(texts)
