@@ -41,7 +41,8 @@ from taskforged.errors import (
     UnavailableError,
 )
 from taskforged.failpoints import reach
-from taskforged.host.runner import PreparedRun, Runner
+from taskforged.host.entry import PreparedRun
+from taskforged.host.runner import Runner
 from taskforged.jsonvalue import load_stored, parse_json, to_text
 from taskforged.language.definition import Rate, WebhookTrigger
 from taskforged.meters import DoorMeters

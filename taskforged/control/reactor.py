@@ -23,7 +23,7 @@ from taskforged.engine.keys import derived_id
 from taskforged.engine.model import Json
 from taskforged.errors import FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from taskforged.host.admission import PENDING_RUNS
-from taskforged.host.runner import PreparedRun
+from taskforged.host.entry import PreparedRun
 from taskforged.jsonvalue import to_text
 from taskforged.language.definition import Definition, Source
 from taskforged.store.changes import NewRun

@@ -28,9 +28,10 @@ from taskforged.errors import (
     TaskforgeError,
     Violation,
 )
+from taskforged.host.entry import PreparedRun
 from taskforged.host.feed import Feed
 from taskforged.host.limits import PRIORITY_MAX
-from taskforged.host.runner import PreparedRun, Runner
+from taskforged.host.runner import Runner
 from taskforged.jsonvalue import canonical, parse_json
 from taskforged.language.definition import Definition
 from taskforged.store.audit import about
@@ -89,7 +90,7 @@ class Runs:
         self._views = views
         self._feed = feed
         self._pressure = pressure
-        runner.start_child = self.start_child
+        runner.children.start_child = self.start_child
 
     # --- starting ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from taskforged.engine.run import Run
 from taskforged.engine.scope import RunScope
 from taskforged.engine.states import RunState
 from taskforged.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, Violation
-from taskforged.host.runner import PreparedRun, Runner
+from taskforged.host.entry import PreparedRun
+from taskforged.host.runner import Runner
 from taskforged.language.definition import CronTrigger, Definition
 from taskforged.store.changes import NewRun
 from taskforged.store.runs import RunStore

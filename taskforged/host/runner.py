@@ -11,17 +11,13 @@ Nothing here blocks and nothing decides: the engine decides, the journal writes,
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import structlog
-from structlog.contextvars import bind_contextvars
 
 from taskforged.clock import Clock
-from taskforged.correlation import attempt_span, parent_of
 from taskforged.engine.events import (
     AdmitRun,
     AttemptCancelled,
@@ -32,45 +28,44 @@ from taskforged.engine.events import (
     CancelChild,
     CancelExecution,
     CancelRun,
-    ChildEnded,
     Command,
     CreateRun,
     Execute,
     Fact,
-    HistoryEvent,
     IllegalEventError,
     SetTimer,
     StartChild,
     Withdraw,
 )
-from taskforged.engine.keys import definition_id
 from taskforged.engine.machine import apply
-from taskforged.engine.model import ActivitySpec, WorkflowModel
+from taskforged.engine.model import WorkflowModel
 from taskforged.engine.run import Run
 from taskforged.engine.states import RunState, StepState
 from taskforged.errors import (
     ConflictError,
     FailedPreconditionError,
-    InvalidArgumentError,
     NotFoundError,
     TaskforgeError,
     UnavailableError,
 )
 from taskforged.failpoints import reach
 from taskforged.host.admission import Admission, Ticket
+from taskforged.host.attempts import Attempts, Logs
+from taskforged.host.children import Children, end_of
 from taskforged.host.dispatcher import CommandKey, Dispatcher, Lane
+from taskforged.host.entry import NOTHING, Entry, Letter, PreparedRun, Step, named
 from taskforged.host.feed import Feed
 from taskforged.host.limits import Limits
 from taskforged.host.run_meters import NAMES, RunMeters
-from taskforged.steps.base import Log, Outcome, SecretLookup, SecretValue, StepExecutor, Succeeded, Task
-from taskforged.store.audit import Entry as AuditEntry
+from taskforged.host.tasks import RELOAD_S, RETRY_S, Tasks
+from taskforged.steps.base import SecretValue, StepExecutor
 from taskforged.store.audit import taken
 from taskforged.store.changes import GENESIS, Home, NewRun, News, RunChange, build_change
 from taskforged.store.journal import Write, outlive
 from taskforged.store.runs import RunStore
 from taskforged.store.store import Store
 
-__all__ = ["IDLE_MAX", "Logs", "ModelSource", "PreparedRun", "Runner"]
+__all__ = ["IDLE_MAX", "ModelSource", "Runner"]
 
 _log = structlog.get_logger(__name__)
 
@@ -82,12 +77,6 @@ IDLE_MAX = 2048
 ADMIT_AT_ONCE = 64
 """Pending runs that are read and started at the same time."""
 
-RETRY_S = 1.0
-"""Pause before facts that could not be written are tried again."""
-
-RELOAD_S = 10.0
-"""Pause before a run that could not be read is tried again: its definition may never compile again, so not often."""
-
 _ROUNDS_MAX = 100
 """Commits that a drain waits for: results that arrive while a run is written need one more, and seldom two."""
 
@@ -97,75 +86,6 @@ class ModelSource(Protocol):
 
     async def model(self, workflow_no: int, version: int) -> WorkflowModel:
         """Answer the model, compiled once and cached."""
-
-
-class Logs(Protocol):
-    """Keeps the logs of attempts."""
-
-    def logger(self, run_no: int, step_key: str, attempt: int) -> Log:
-        """Answer what takes the lines of an attempt."""
-
-    def has_lines(self, run_no: int, step_key: str, attempt: int) -> bool:
-        """Whether lines of the attempt are not on disk yet."""
-
-    def end(self, run_no: int, step_key: str, attempt: int) -> None:
-        """The attempt says no more."""
-
-    async def flush(self, run_no: int | None = None) -> None:
-        """Write what waits."""
-
-
-class _Letter(NamedTuple):
-    """A fact on its way to a run; `receipt` is done when it is on disk or refused, `audit` tells who sent it."""
-
-    fact: Fact
-    receipt: asyncio.Future[None] | None
-    audit: AuditEntry | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One open run in memory."""
-
-    home: Home
-    model: WorkflowModel
-    run: Run
-    head_hash: bytes
-    parent_no: int | None = None
-    mailbox: deque[_Letter] = field(default_factory=deque)
-    committing: bool = False
-    attempts: dict[int, asyncio.Task[Outcome]] = field(default_factory=dict)
-
-    @property
-    def no(self) -> int:
-        """The run's number."""
-        return self.home.no
-
-    @property
-    def lane(self) -> Lane:
-        """Where its commands wait."""
-        return Lane(self.home.namespace_no, self.run.queue, self.run.priority)
-
-
-class _Step(NamedTuple):
-    """One step forward of an entry: computed, not yet on disk."""
-
-    run: Run
-    history: list[HistoryEvent]
-    commands: list[Command]
-    touched: set[str]
-    taken: list[_Letter]
-    claims: dict[int, int]
-
-
-class PreparedRun(NamedTuple):
-    """A run that has been decided on and not yet written. Its change goes into the caller's own write."""
-
-    no: int
-    run: Run
-    change: RunChange
-    entry: _Entry
-    step: _Step
 
 
 class Runner:
@@ -185,41 +105,40 @@ class Runner:
         pool_size: int,
         names: int = NAMES,
     ) -> None:
-        """Create a runner; `secret` looks up a secret by namespace number and name, `names` is for `RunMeters`.
-
-        Before it starts, `start_child` must be set to what creates the run of a sub-workflow: given the parent's home,
-        its state and the command, it answers when the run is on disk, also when it was there before. It raises
-        NotFoundError, InvalidArgumentError or FailedPreconditionError when that run can never be, and other errors
-        when it may be possible later.
-        """
+        """Create a runner; `secret` looks up a secret by namespace number and name, `names` is for `RunMeters`."""
         self._store = store
         self._runs = RunStore(store)
         self._clock = clock
         self._feed = feed
         self._models = models
-        self._executors = executors
-        self._secret = secret
-        self._logs = logs
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, Entry] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
-        self._loading: dict[int, list[_Letter]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loading: dict[int, list[Letter]] = {}
+        self._tasks = Tasks()
         self._waiters: dict[int, list[asyncio.Future[Run]]] = {}
-        self._stopping = False
         self.meters = RunMeters(names)
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
         self.on_pending: Callable[[int], Awaitable[None]] = _nobody_decides
         self.listens: Callable[[int, str], bool] = lambda _, __: False
         self.on_published: Callable[[], None] = lambda: None
-        self.start_child: Callable[[Home, Run, StartChild], Awaitable[None]] = _no_child
-        self._starting: dict[str, asyncio.Task[None]] = {}
         self._admitted: deque[int] = deque()
         self._admitting = False
         self.dispatcher = Dispatcher(
             pool_size=pool_size, limits=limits, load_queued=self._load_queued, claim=self._claim
         )
         self.admission = Admission(limits=limits, admit=self._admit)
+        self.children = Children(
+            store=store, runs=self._runs, tasks=self._tasks, post=lambda no, fact: self._post(no, Letter(fact))
+        )
+        self._attempts = Attempts(
+            executors=executors,
+            secret=secret,
+            logs=logs,
+            meters=self.meters,
+            tasks=self._tasks,
+            on_end=self._attempt_ended,
+        )
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -230,7 +149,7 @@ class Runner:
         lost = await self._store.rows("claimed_commands")
         for no, seq, old in lost:
             reason = f"the daemon of boot {old} stopped while the attempt was running"
-            self._post(no, _Letter(AttemptLost(seq, reason), None))
+            self._post(no, Letter(AttemptLost(seq, reason)))
         runs = sorted({row[0] for row in lost})
         results = await asyncio.gather(*(self.deliver(no, None) for no in runs), return_exceptions=True)
         for no, result in zip(runs, results, strict=True):
@@ -240,8 +159,8 @@ class Runner:
         self.dispatcher.restore((Lane(*lane), count) for *lane, count in lanes)
         self.dispatcher.open()
         self.admission.open()
-        self._spawn(self._recover_children(), "recover sub-workflows")
-        self._spawn(self._look_at_pending(grouped), "look at pending runs")
+        self.children.recover()
+        self._tasks.spawn(self._look_at_pending(grouped), "look at pending runs")
         return len(lost)
 
     async def _restore_admission(self) -> list[int]:
@@ -269,63 +188,6 @@ class Runner:
         except Exception as error:  # noqa: BLE001  task boundary: the run waits for its turn, as others do
             _log.error("run.pending_not_decided", run_no=no, error=str(error))
 
-    async def _recover_children(self) -> None:
-        """Start, cancel or report the sub-workflows that an earlier boot did not get to."""
-        rows: Sequence[Sequence[Any]] | None = None
-        while rows is None:
-            try:
-                rows = await self._store.rows("all_children")
-            except Exception as error:  # noqa: BLE001  task boundary: their parents would wait until the next boot
-                _log.error("children.not_read", error=str(error))
-                await asyncio.sleep(RELOAD_S)
-        for row in rows:
-            await self._try_child(row)
-
-    async def _try_child(self, row: Sequence[Any]) -> None:
-        """Recover a sub-workflow, later again when it cannot be read: one bad run must not stop the others."""
-        try:
-            await self._recover_child(*row)
-        except Exception as error:  # noqa: BLE001  task boundary
-            _log.error("child.not_recovered", parent_no=row[0], child=row[2], error=str(error))
-            asyncio.get_running_loop().call_later(RELOAD_S, self._try_child_again, row)
-
-    def _try_child_again(self, row: Sequence[Any]) -> None:
-        if not self._stopping:
-            self._spawn(self._try_child(row), f"recover {row[2]}")
-
-    async def _recover_child(
-        self,
-        parent_no: int,
-        seq: int,
-        run_id: str,
-        workflow: str,
-        version: int,
-        cancelled: int,
-        no: int | None,
-        _: str | None,
-        ended_at: int | None,
-        asked: int | None,
-    ) -> None:
-        if no is None:
-            parent = await self._runs.load(parent_no)
-            if parent is None or seq not in parent.run.commands:
-                return
-            key = parent.run.commands[seq]
-            value = parent.run.steps[key].input["input"]
-            home = Home(parent_no, parent.row.namespace_no, parent.row.workflow_no)
-            self._begin_child(home, parent.run, StartChild(seq, key, run_id, workflow, version, value))
-            if cancelled:
-                self._spawn(self._cancel_child(run_id), f"cancel {run_id}")
-        elif ended_at is not None:
-            await self._report_child(parent_no, seq, no)
-        elif cancelled and not asked:
-            self._post(no, _Letter(CancelRun("the parent run was stopped"), None))
-
-    async def _report_child(self, parent_no: int, seq: int, no: int) -> None:
-        loaded = await self._runs.load(no)
-        if loaded is not None:
-            self._post(parent_no, _Letter(_end_of(seq, loaded.run), None))
-
     async def drain(self, grace_s: float) -> None:
         """Start nothing more, let what runs finish for `grace_s`, then cut it; the next boot decides about that."""
         self.dispatcher.close()
@@ -335,11 +197,7 @@ class Runner:
         if attempts:
             await asyncio.wait(attempts, timeout=grace_s)
         await self._written()  # what has finished is recorded, else the next boot would do it again
-        self._stopping = True
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=1.0)
+        await self._tasks.stop()
 
     async def _written(self) -> None:
         """Wait until no run has a commit under way, or the journal takes nothing any more."""
@@ -386,12 +244,12 @@ class Runner:
         """
         no = self._store.next_no("runs")
         facts = [create, *self._first_facts(no, new, create, skip)]
-        entry = _Entry(Home(no, new.namespace_no, new.workflow_no), model, Run(event=event), GENESIS, new.parent_no)
+        entry = Entry(Home(no, new.namespace_no, new.workflow_no), model, Run(event=event), GENESIS, new.parent_no)
         entry.committing = True
-        entry.mailbox.extend(_Letter(fact, None) for fact in facts)
+        entry.mailbox.extend(Letter(fact) for fact in facts)
         self._entries[no] = entry
         try:
-            step = self._advance(entry, _take_mail(entry))
+            step = self._advance(entry, entry.take_mail())
             prepared = PreparedRun(no, step.run, self._change(entry, step, new), entry, step)
         except BaseException:
             del self._entries[no]
@@ -399,7 +257,7 @@ class Runner:
             self._release_unused(entry)
             raise
         if step.run.state is RunState.PENDING:
-            self.admission.wait(_ticket(entry, step.run))
+            self.admission.wait(entry.ticket(step.run))
         return prepared
 
     def _first_facts(self, no: int, new: NewRun, create: CreateRun, skip: str) -> Sequence[Fact]:
@@ -458,7 +316,7 @@ class Runner:
         if audit is not None:
             audit.take()
             receipt.add_done_callback(audit.settle)
-        self._post(no, _Letter(fact if fact is not None else _Nothing, receipt, audit))
+        self._post(no, Letter(fact if fact is not None else NOTHING, receipt, audit))
         await outlive(receipt)  # the fact arrives also when the caller has been cancelled meanwhile
 
     async def wait_end(self, prepared: PreparedRun, timeout_s: float) -> Run | None:
@@ -491,7 +349,7 @@ class Runner:
 
     # --- mail --------------------------------------------------------------------------------------------------------
 
-    def _post(self, no: int, letter: _Letter) -> None:
+    def _post(self, no: int, letter: Letter) -> None:
         entry = self._entries.get(no)
         if entry is not None:
             entry.mailbox.append(letter)
@@ -500,7 +358,7 @@ class Runner:
             self._loading[no].append(letter)
         else:
             self._loading[no] = [letter]
-            self._spawn(self._load(no), f"load run {no}")
+            self._tasks.spawn(self._load(no), f"load run {no}")
 
     async def _load(self, no: int) -> None:
         try:
@@ -520,7 +378,7 @@ class Runner:
         self._entries[no] = entry
         self._pump(entry)
 
-    def _not_loaded(self, no: int, letters: Sequence[_Letter], error: TaskforgeError) -> None:
+    def _not_loaded(self, no: int, letters: Sequence[Letter], error: TaskforgeError) -> None:
         """Tell the callers; what has none is tried again later, and a start gives its slot back until then."""
         self._refuse(letters, error)
         for letter in letters:
@@ -528,29 +386,29 @@ class Runner:
                 key = (no, letter.fact.command)
                 asyncio.get_running_loop().call_later(RELOAD_S, self._offer_stored, key)
                 self.dispatcher.release(key)
-            elif letter.receipt is None and not self._stopping:
+            elif letter.receipt is None and not self._tasks.stopping:
                 asyncio.get_running_loop().call_later(RELOAD_S, self._post, no, letter)
 
-    async def _rebuild(self, no: int) -> _Entry | None:
+    async def _rebuild(self, no: int) -> Entry | None:
         loaded = await self._runs.load(no)
         if loaded is None:
             return None
         row, run = loaded
         model = await self._models.model(row.workflow_no, row.version)
         home = Home(no, row.namespace_no, row.workflow_no)
-        return _Entry(home, model, run, row.head_hash, row.parent_no)
+        return Entry(home, model, run, row.head_hash, row.parent_no)
 
-    def _refuse(self, letters: Sequence[_Letter], error: TaskforgeError) -> None:
+    def _refuse(self, letters: Sequence[Letter], error: TaskforgeError) -> None:
         for letter in letters:
             if letter.receipt is not None and not letter.receipt.done():
                 letter.receipt.set_exception(error)
 
-    def _pump(self, entry: _Entry) -> None:
+    def _pump(self, entry: Entry) -> None:
         """Take the next step with an entry, unless its last one is still being written."""
         while entry.mailbox and not entry.committing:
             self._idle.pop(entry.no, None)
             entry.committing = True  # the mailbox only fills from here: a slot given back below may bring mail at once
-            letters = _take_mail(entry)
+            letters = entry.take_mail()
             try:
                 step = self._advance(entry, letters)
             except Exception as error:  # noqa: BLE001  a bug must not leave the run and its callers waiting for ever
@@ -567,10 +425,10 @@ class Runner:
             if not entry.mailbox:
                 self._settle_entry(entry)
 
-    def _not_advanced(self, entry: _Entry, letters: Sequence[_Letter], error: Exception) -> None:
+    def _not_advanced(self, entry: Entry, letters: Sequence[Letter], error: Exception) -> None:
         _log.error(
             "run.bug",
-            **_named(entry.run),
+            **named(entry.run),
             facts=[type(one.fact).__name__ for one in letters],
             exc_info=error,
         )
@@ -578,13 +436,13 @@ class Runner:
         self._refuse(letters, UnavailableError("the run could not be advanced; the daemon's log has the details"))
         self._release_unused(entry)
 
-    def _release_unused(self, entry: _Entry) -> None:
+    def _release_unused(self, entry: Entry) -> None:
         """Give back the step slots of a run in which no attempt is executed."""
         for no, seq in self.dispatcher.held_by():
             if no == entry.no and seq not in entry.attempts:
                 self.dispatcher.release((no, seq))
 
-    def _write(self, entry: _Entry, step: _Step) -> None:
+    def _write(self, entry: Entry, step: Step) -> None:
         change = self._change(entry, step, None)
         audit = [letter.audit.row() for letter in step.taken if letter.audit is not None]
         future = self._store.journal.submit(Write[None](changes=[change], audit=audit))
@@ -592,21 +450,21 @@ class Runner:
 
     # --- one step forward --------------------------------------------------------------------------------------------
 
-    def _advance(self, entry: _Entry, letters: Sequence[_Letter]) -> _Step:
+    def _advance(self, entry: Entry, letters: Sequence[Letter]) -> Step:
         """Apply facts together, and claim slots for what they lead to."""
-        step = _Step(entry.run, [], [], set(), [], {})
+        step = Step(entry.run, [], [], set(), [], {})
         now = self._clock.now()
         try:
-            step = self._apply(entry, step, [letter.fact for letter in letters if letter.fact is not _Nothing], now)
+            step = self._apply(entry, step, [letter.fact for letter in letters if letter.fact is not NOTHING], now)
             step.taken.extend(letters)
         except IllegalEventError:  # at least one of them is stale: find out which
             for letter in letters:
                 step = self._apply_alone(entry, step, letter, now)
         return self._claim_at_once(entry, step, now)
 
-    def _apply_alone(self, entry: _Entry, step: _Step, letter: _Letter, now: int) -> _Step:
+    def _apply_alone(self, entry: Entry, step: Step, letter: Letter, now: int) -> Step:
         try:
-            if letter.fact is not _Nothing:
+            if letter.fact is not NOTHING:
                 step = self._apply(entry, step, [letter.fact], now)
         except IllegalEventError as error:
             self._illegal(entry, letter, error)
@@ -614,7 +472,7 @@ class Runner:
         step.taken.append(letter)
         return step
 
-    def _apply(self, entry: _Entry, step: _Step, facts: Sequence[Fact], now: int) -> _Step:
+    def _apply(self, entry: Entry, step: Step, facts: Sequence[Fact], now: int) -> Step:
         if not facts:
             return step
         outcome = apply(entry.model, step.run, facts, now)
@@ -628,7 +486,7 @@ class Runner:
         step.touched.update(outcome.touched)
         return step._replace(run=outcome.run)
 
-    def _claim_at_once(self, entry: _Entry, step: _Step, now: int) -> _Step:
+    def _claim_at_once(self, entry: Entry, step: Step, now: int) -> Step:
         """Record the start of new commands in the very transaction that creates them, while slots are free."""
         for command in list(step.commands):
             if isinstance(command, Execute) and _is_queued(step.run, command):
@@ -637,18 +495,18 @@ class Runner:
                     step = self._apply(entry, step, [AttemptStarted(command.seq, self.epoch)], now)
         return step
 
-    def _illegal(self, entry: _Entry, letter: _Letter, error: IllegalEventError) -> None:
+    def _illegal(self, entry: Entry, letter: Letter, error: IllegalEventError) -> None:
         fact = letter.fact
         if isinstance(fact, (AttemptCompleted, AttemptFailed, AttemptCancelled)):  # another attempt took its place
-            _log.warning("attempt.fenced", **_named(entry.run), command=fact.command, why=str(error))
+            _log.warning("attempt.fenced", **named(entry.run), command=fact.command, why=str(error))
         else:
-            _log.info("run.stale_fact", **_named(entry.run), fact=type(fact).__name__, why=str(error))
+            _log.info("run.stale_fact", **named(entry.run), fact=type(fact).__name__, why=str(error))
         if isinstance(fact, (AttemptStarted, AttemptCompleted, AttemptFailed, AttemptCancelled, AttemptLost)):
             self.dispatcher.release((entry.no, fact.command))
         state = entry.run.state.text
         self._refuse([letter], FailedPreconditionError(f"{error}", metadata={"run": entry.run.run_id, "state": state}))
 
-    def _change(self, entry: _Entry, step: _Step, new: NewRun | None) -> RunChange:
+    def _change(self, entry: Entry, step: Step, new: NewRun | None) -> RunChange:
         return build_change(
             entry.home,
             step.run,
@@ -666,14 +524,14 @@ class Runner:
 
     # --- after the commit --------------------------------------------------------------------------------------------
 
-    def _on_commit(self, entry: _Entry, step: _Step, change: RunChange, done: asyncio.Future[None]) -> None:
+    def _on_commit(self, entry: Entry, step: Step, change: RunChange, done: asyncio.Future[None]) -> None:
         error = done.exception()
         if error is None:
             self._committed(entry, step, change)
         else:
             self._not_committed(entry, step, error)
 
-    def _committed(self, entry: _Entry, step: _Step, change: RunChange) -> None:
+    def _committed(self, entry: Entry, step: Step, change: RunChange) -> None:
         reach("run.committed")
         entry.run = step.run
         entry.head_hash = change.head_hash
@@ -682,7 +540,7 @@ class Runner:
         self._acknowledge(step.taken)
         for seq in step.claims:
             if seq in entry.run.commands:
-                self._launch(entry, seq)
+                self._attempts.launch(entry, seq)
         for command in step.commands:  # after the launches: one of them may already be unwanted
             self._carry_out(entry, command, step.claims)
         self._feed.publish(entry.no)
@@ -691,14 +549,14 @@ class Runner:
         if entry.run.ended_at:
             self._announce_end(entry)
         elif entry.run.state is RunState.PENDING:
-            self.admission.wait(_ticket(entry, entry.run))
+            self.admission.wait(entry.ticket(entry.run))
             if entry.run.group:
-                self._spawn(self._pending(entry.no), f"pending run {entry.no}")
+                self._tasks.spawn(self._pending(entry.no), f"pending run {entry.no}")
         self._pump(entry)
         if not entry.committing:
             self._settle_entry(entry)
 
-    def _carry_out(self, entry: _Entry, command: Command, claims: Mapping[int, int]) -> None:
+    def _carry_out(self, entry: Entry, command: Command, claims: Mapping[int, int]) -> None:
         match command:
             case Execute(seq) if seq not in claims and seq in entry.run.commands:
                 self.dispatcher.enqueue((entry.no, seq), entry.lane)
@@ -711,14 +569,13 @@ class Runner:
             case SetTimer(_, at):
                 self.on_timer(at)
             case StartChild() if command.seq in entry.run.commands:
-                self._begin_child(entry.home, entry.run, command)
+                self.children.begin(entry.home, entry.run, command)
             case CancelChild(seq) if seq in entry.run.commands:
-                run_id = entry.run.steps[entry.run.commands[seq]].child
-                self._spawn(self._cancel_child(run_id), f"cancel {run_id}")
+                self.children.cancel(entry.run.steps[entry.run.commands[seq]].child)
             case _:
                 pass  # the rows say it all
 
-    def _not_committed(self, entry: _Entry, step: _Step, error: BaseException) -> None:
+    def _not_committed(self, entry: Entry, step: Step, error: BaseException) -> None:
         """Forget the step. Callers are told; facts without a caller are kept."""
         kept = [letter for letter in step.taken if letter.receipt is None and _keeps(letter)]
         entry.mailbox.extendleft(reversed(kept))
@@ -728,21 +585,21 @@ class Runner:
         if isinstance(error, TaskforgeError):
             self._refuse(step.taken, error)
         if isinstance(error, ConflictError):
-            _log.error("run.conflict", **_named(entry.run), error=str(error))
-            self._spawn(self._read_again(entry), f"read run {entry.no} again")
+            _log.error("run.conflict", **named(entry.run), error=str(error))
+            self._tasks.spawn(self._read_again(entry), f"read run {entry.no} again")
         else:
             entry.committing = False
-            if not self._stopping:
+            if not self._tasks.stopping:
                 _log.warning(
                     "run.not_written",
-                    **_named(entry.run),
+                    **named(entry.run),
                     error=str(error),
                 )
                 asyncio.get_running_loop().call_later(RETRY_S, self._pump_or_settle, entry)
         for seq in step.claims:  # at last: a slot given back may bring mail at once
             self.dispatcher.release((entry.no, seq))
 
-    def _pump_or_settle(self, entry: _Entry) -> None:
+    def _pump_or_settle(self, entry: Entry) -> None:
         self._pump(entry)
         if not entry.committing:
             self._settle_entry(entry)
@@ -752,8 +609,8 @@ class Runner:
         asyncio.get_running_loop().call_later(RETRY_S, self.dispatcher.enqueue, key, lane)
 
     def _offer_stored(self, key: CommandKey) -> None:
-        if not self._stopping:
-            self._spawn(self._enqueue_stored(key), f"offer {key} again")
+        if not self._tasks.stopping:
+            self._tasks.spawn(self._enqueue_stored(key), f"offer {key} again")
 
     async def _enqueue_stored(self, key: CommandKey) -> None:
         """Put a command of a run that is not in memory in line again."""
@@ -761,7 +618,7 @@ class Runner:
         if row is not None:
             self.dispatcher.enqueue(key, Lane(*row))
 
-    async def _read_again(self, entry: _Entry) -> None:
+    async def _read_again(self, entry: Entry) -> None:
         """Take the state from the store, since ours is not what is stored. Mail waits, attempts go on."""
         loaded = None
         while loaded is None:
@@ -778,21 +635,21 @@ class Runner:
         if not entry.committing:
             self._settle_entry(entry)
 
-    def _announce_end(self, entry: _Entry) -> None:
+    def _announce_end(self, entry: Entry) -> None:
         self.admission.free(entry.no)
         if entry.parent_no is not None:
             reach("child.ended")
-            self._post(entry.parent_no, _Letter(_end_of(entry.run.parent["command"], entry.run), None))
+            self._post(entry.parent_no, Letter(end_of(entry.run.parent["command"], entry.run)))
         for waiter in self._waiters.pop(entry.no, ()):
             if not waiter.done():
                 waiter.set_result(entry.run)
 
-    def _acknowledge(self, letters: Sequence[_Letter]) -> None:
+    def _acknowledge(self, letters: Sequence[Letter]) -> None:
         for letter in letters:
             if letter.receipt is not None and not letter.receipt.done():
                 letter.receipt.set_result(None)
 
-    def _settle_entry(self, entry: _Entry) -> None:
+    def _settle_entry(self, entry: Entry) -> None:
         """Drop an entry that has ended, and the longest idle ones when there are many."""
         if entry.run.ended_at and not entry.attempts:
             self._entries.pop(entry.no, None)
@@ -802,76 +659,21 @@ class Runner:
                 no, _ = self._idle.popitem(last=False)
                 self._entries.pop(no, None)
 
-    # --- sub-workflows -----------------------------------------------------------------------------------------------
-
-    def _begin_child(self, parent: Home, run: Run, command: StartChild) -> None:
-        if command.run_id not in self._starting and not self._stopping:
-            task = self._spawn(self._create_child(parent, run, command), f"start {command.run_id}")
-            self._starting[command.run_id] = task
-            task.add_done_callback(lambda _: self._starting.pop(command.run_id, None))
-
-    async def _create_child(self, parent: Home, run: Run, command: StartChild) -> None:
-        """Create the run of a sub-workflow, however long that takes; its id is known, so it is created once."""
-        while True:
-            try:
-                reach("child.due")
-                await self.start_child(parent, run, command)
-                reach("child.created")
-            except (NotFoundError, InvalidArgumentError, FailedPreconditionError) as error:
-                fault = {"code": _CHILD_FAULTS.get(type(error), "child_failed"), "message": str(error)}
-                self._post(parent.no, _Letter(ChildEnded(command.seq, "", error=fault), None))
-            except TaskforgeError as error:
-                _log.warning(
-                    "child.not_started",
-                    run_id=run.run_id,
-                    correlation_id=run.correlation_id,
-                    child=command.run_id,
-                    error=str(error),
-                )
-                await asyncio.sleep(RETRY_S)
-                continue
-            except Exception as error:  # noqa: BLE001  task boundary: the parent would wait for ever
-                _log.error(
-                    "child.not_started",
-                    run_id=run.run_id,
-                    correlation_id=run.correlation_id,
-                    child=command.run_id,
-                    exc_info=error,
-                )
-                await asyncio.sleep(RELOAD_S)
-                continue
-            return
-
-    async def _cancel_child(self, run_id: str) -> None:
-        starting = self._starting.get(run_id)
-        if starting is not None:
-            await asyncio.wait([starting])
-        while True:
-            try:
-                row = await self._runs.by_id(run_id)
-            except Exception as error:  # noqa: BLE001  task boundary: the parent would wait for the child for ever
-                _log.error("child.not_cancelled", child=run_id, error=str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            if row is not None and row.ended_at is None:
-                self._post(row.no, _Letter(CancelRun("the parent run was stopped"), None))
-            return
-
-    # --- attempts ----------------------------------------------------------------------------------------------------
+    # --- slots -------------------------------------------------------------------------------------------------------
 
     def _admit(self, no: int) -> None:
         """Start a pending run. One that has to be read first stands in line: a raised limit may admit very many."""
         if no in self._entries:
-            self._post(no, _Letter(AdmitRun(), None))
+            self._post(no, Letter(AdmitRun()))
             return
         self._admitted.append(no)
         if not self._admitting:
             self._admitting = True
-            self._spawn(self._start_admitted(), "start admitted runs")
+            self._tasks.spawn(self._start_admitted(), "start admitted runs")
 
     async def _start_admitted(self) -> None:
         try:
-            while self._admitted and not self._stopping:
+            while self._admitted and not self._tasks.stopping:
                 some = [self._admitted.popleft() for _ in range(min(len(self._admitted), ADMIT_AT_ONCE))]
                 results = await asyncio.gather(*(self.deliver(no, AdmitRun()) for no in some), return_exceptions=True)
                 failed = [no for no, result in zip(some, results, strict=True) if _is_passing(result)]
@@ -887,110 +689,11 @@ class Runner:
     def _claim(self, key: CommandKey) -> None:
         no, seq = key
         reach("run.claimed")
-        self._post(no, _Letter(AttemptStarted(seq, self.epoch), None))
+        self._post(no, Letter(AttemptStarted(seq, self.epoch)))
 
-    def _launch(self, entry: _Entry, seq: int) -> None:
-        if self._stopping:
-            return  # the next boot decides
-        key = entry.run.commands[seq]
-        task = self._spawn(self._execute(entry, key), f"attempt {entry.run.run_id}/{key}")
-        entry.attempts[seq] = task
-        began = time.monotonic()
-        task.add_done_callback(lambda done: self._attempt_ended(entry, seq, key, began, done))
-
-    def _attempt_ended(self, entry: _Entry, seq: int, key: str, began: float, done: asyncio.Task[Outcome]) -> None:
-        """Report how an attempt ended.
-
-        A callback and not code around it: a task cancelled before its first step never gets to its own `except`.
-        """
-        entry.attempts.pop(seq, None)
-        self._logs.end(entry.no, key, entry.run.steps[key].attempt)
-        fact: Fact
-        if done.cancelled() and self._stopping:
-            return  # the next boot decides
-        if done.cancelled() and done.cancelling():
-            fact = AttemptCancelled(seq)
-        elif done.cancelled():  # by something inside it, and not by us
-            message = "the executor gave up by itself"
-            fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
-        elif (error := done.exception()) is not None:
-            _log.error(
-                "executor.bug",
-                **_named(entry.run),
-                step=key,
-                exc_info=error,
-            )
-            message = f"the executor failed in an unexpected way: {type(error).__name__}"
-            fact = AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
-        else:
-            fact = _fact_of(seq, done.result())
-        kind = entry.model.steps[definition_id(key)].kind
-        self.meters.attempted(kind, _OUTCOMES[type(fact)], time.monotonic() - began)
-        entry.mailbox.append(_Letter(fact, None))
+    def _attempt_ended(self, entry: Entry, fact: Fact) -> None:
+        entry.mailbox.append(Letter(fact))
         self._pump(entry)
-
-    async def _execute(self, entry: _Entry, key: str) -> Outcome:
-        run, step = entry.run, entry.model.steps[definition_id(key)]
-        spec, attempt = step.spec, run.steps[key].attempt
-        assert isinstance(spec, ActivitySpec)
-        bind_contextvars(
-            run_id=run.run_id, correlation_id=run.correlation_id, workflow=run.workflow, step=key, attempt=attempt
-        )
-        task = Task(
-            run_id=run.run_id,
-            namespace=run.namespace,
-            workflow=run.workflow,
-            step_key=key,
-            attempt=attempt,
-            config=run.steps[key].input,
-            timeout_s=step.timeout_s,
-            idempotency_key=f"{run.run_id}/{key}",
-            correlation_id=run.correlation_id,
-            traceparent=parent_of(run.run_id, run.traceparent, attempt_span(run.run_id, key, attempt)),
-            tracestate=run.tracestate,
-            secret=self._secret_lookup(entry.home.namespace_no),
-            log=self._logs.logger(entry.no, key, attempt),
-        )
-        reach("attempt.begun")
-        outcome = await self._executors[spec.executor].execute(task)
-        reach("attempt.done")
-        if self._logs.has_lines(entry.no, key, attempt):
-            await self._logs.flush(entry.no)  # who sees the result finds the whole log
-        return outcome
-
-    def _secret_lookup(self, namespace_no: int) -> SecretLookup:
-        async def lookup(name: str) -> SecretValue:
-            return await self._secret(namespace_no, name)
-
-        return lookup
-
-    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-_Nothing: Any = object()
-"""The fact that says nothing: it only waits for its turn."""
-
-
-def _named(run: Run) -> dict[str, str]:
-    """Answer what log lines call a run by."""
-    return {"run_id": run.run_id, "correlation_id": run.correlation_id, "workflow": run.workflow}
-
-
-_OUTCOMES: Mapping[type[Fact], str] = {
-    AttemptCompleted: "succeeded",
-    AttemptFailed: "failed",
-    AttemptCancelled: "cancelled",
-}
-
-
-def _take_mail(entry: _Entry) -> list[_Letter]:
-    letters = list(entry.mailbox)
-    entry.mailbox.clear()
-    return letters
 
 
 def _is_queued(run: Run, command: Execute) -> bool:
@@ -1002,45 +705,11 @@ async def _nobody_decides(_: int) -> None:
     """Without a control plane, a run whose group is full waits."""
 
 
-async def _no_child(_: Home, __: Run, command: StartChild) -> None:
-    raise NotFoundError(f"nobody can start {command.workflow!r}")
-
-
-_CHILD_FAULTS: Mapping[type[TaskforgeError], str] = {
-    NotFoundError: "workflow_not_found",
-    InvalidArgumentError: "invalid_input",
-}
-
-
-def _ticket(entry: _Entry, run: Run) -> Ticket:
-    is_child = entry.parent_no is not None
-    return Ticket(entry.no, entry.home.namespace_no, run.priority, run.group, run.group_limit, is_child)
-
-
-def _end_of(seq: int, run: Run) -> ChildEnded:
-    return ChildEnded(seq, run.state.text, run.output, run.failing)
-
-
 def _is_passing(result: BaseException | None) -> bool:
     """Whether a failure says nothing of the run, so that another try may succeed; a run that is gone or over does."""
     return result is not None and not isinstance(result, (FailedPreconditionError, NotFoundError))
 
 
-def _keeps(letter: _Letter) -> bool:
+def _keeps(letter: Letter) -> bool:
     """A start that was not written did not happen: the dispatcher will offer the command again."""
-    return letter.fact is not _Nothing and not isinstance(letter.fact, AttemptStarted)
-
-
-def _fact_of(seq: int, outcome: Outcome) -> Fact:
-    if isinstance(outcome, Succeeded):
-        return AttemptCompleted(seq, outcome.output)
-    error: dict[str, Any] = {"code": outcome.code, "message": outcome.message}
-    if outcome.details is not None:
-        error["details"] = outcome.details
-    return AttemptFailed(
-        seq,
-        error,
-        retryable=outcome.retryable,
-        retry_after_s=outcome.retry_after_s,
-        is_unknown=outcome.is_unknown,
-    )
+    return letter.fact is not NOTHING and not isinstance(letter.fact, AttemptStarted)

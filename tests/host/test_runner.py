@@ -106,7 +106,7 @@ class Host:
             pool_size=self.pool_size,
         )
         if self.start_child is not None:  # recovery may need it at once
-            self.runner.start_child = self.start_child
+            self.runner.children.start_child = self.start_child
         self.timers = Timers(store=self.store, clock=self.clock, runner=self.runner)
         self.lost = await self.runner.start(self.epoch)
         await self.timers.start()
@@ -143,7 +143,7 @@ class Host:
     async def ended(self, numbers):
         for _ in range(2000):
             runs = [await self.state(no) for no in numbers]
-            if all(run.ended_at for run in runs):
+            if all(run.ended_at for run in runs) and not any(self.runner.is_busy(no) for no in numbers):
                 return runs
             await asyncio.sleep(0.005)
         raise AssertionError([(run.state, {k: s.state for k, s in run.steps.items()}) for run in runs])

@@ -19,7 +19,9 @@ from taskforged.engine.model import (
 )
 from taskforged.engine.states import RunState
 from taskforged.errors import NotFoundError, ResourceExhaustedError, UnavailableError
+from taskforged.host import children as children_module
 from taskforged.host import runner as runner_module
+from taskforged.host.entry import Letter
 from taskforged.host.limits import NamespaceLimits, QueueLimits
 from taskforged.steps.base import Failed
 from taskforged.store.changes import NewRun
@@ -50,7 +52,7 @@ def with_children(host, model):
         create = CreateRun(command.run_id, "default", "child", 1, command.input, parent=up, depth=run.depth + 1)
         await host.runner.create([host.runner.prepare(model, NewRun(1, 2, parent_no=parent.no), create)])
 
-    host.start_child = host.runner.start_child = start_child
+    host.start_child = host.runner.children.start_child = start_child
     return asked
 
 
@@ -347,7 +349,7 @@ async def test_steering_and_a_start_in_one_batch_start_the_step_once(make, facts
     entry = host.runner._entries[no]
     entry.committing = True  # a commit is under way
     host.limits.set_queue(1, "default", QueueLimits())  # the dispatcher claims by itself
-    entry.mailbox.extendleft(runner_module._Letter(fact, None) for fact in reversed(facts))
+    entry.mailbox.extendleft(Letter(fact) for fact in reversed(facts))
     entry.committing = False
     host.runner._pump(entry)
     await until(lambda: host.work.now == 1)
@@ -373,9 +375,9 @@ async def test_a_bug_while_a_run_advances_tells_the_caller_and_leaks_nothing(mak
 
 
 async def test_one_parent_that_cannot_be_read_does_not_stop_the_recovery_of_others(make, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(runner_module, "RELOAD_S", 0.2)
+    monkeypatch.setattr(children_module, "RELOAD_S", 0.2)
     host = await make()
-    host.runner.start_child = lambda *_: asyncio.sleep(60)  # their children are not started in time
+    host.runner.children.start_child = lambda *_: asyncio.sleep(60)  # their children are not started in time
     numbers = await host.run(parent(), 2)
     await host.stop(0.0)
     load, failed = RunStore.load, []
@@ -401,9 +403,9 @@ async def test_one_parent_that_cannot_be_read_does_not_stop_the_recovery_of_othe
 
 
 async def test_sub_workflows_are_recovered_also_when_their_list_gave_way_to_a_long_log(make, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(runner_module, "RELOAD_S", 0.05)
+    monkeypatch.setattr(children_module, "RELOAD_S", 0.05)
     host = await make()
-    host.runner.start_child = lambda *_: asyncio.sleep(60)  # the crash comes first
+    host.runner.children.start_child = lambda *_: asyncio.sleep(60)  # the crash comes first
     (no,) = await host.run(parent())
     await host.stop(0.0)
     rows, gave_way = Store.rows, []
