@@ -98,6 +98,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args()
     some = [one for one in MUTANTS if chosen.only in f"{one.name} {one.file} {one.test}"]
+    if not some:
+        parser.error(f"no fault has {chosen.only!r} in its name, file or test")  # no tests would mean all of them
     failed = 0
     with tempfile.TemporaryDirectory(prefix="taskforge-mutants-") as folder:
         copies: SimpleQueue[Copy] = SimpleQueue()
@@ -113,7 +115,7 @@ def main() -> int:
                 if not caught:
                     print(f"      {mutant.file}, {mutant.test}", flush=True)
     print(f"{len(some) - failed} of {len(some)} faults are noticed")
-    return 1 if failed or not some else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ import uvloop
 
 from taskforged.config import load_config
 from taskforged.errors import InvalidArgumentError, NotFoundError
-from taskforged.steps import shell as module
 from taskforged.steps.base import Failed, SecretValue, Succeeded, Task
-from taskforged.steps.shell import ShellExecutor
+from taskforged.steps.shell import ShellExecutor, processes, streams
 
 SH = "/bin/sh"
 VAULT = {
@@ -99,7 +98,7 @@ def program(path, text="#!/bin/sh\necho done\n", mode=0o755):
 
 
 def is_alive(pid):
-    found = module._stat(pid)
+    found = processes.stat_of(pid)
     return found is not None and found.is_alive
 
 
@@ -393,7 +392,7 @@ async def test_a_flood_takes_bounded_memory_and_leaves_the_loop_free(shell):
     assert len(outcome.output["stdout"]) == len(outcome.output["stderr"]) == 65536
     assert outcome.output["truncated"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KiB
-    assert len(log.of("stdout")) == module._LINES_MAX
+    assert len(log.of("stdout")) == streams.LINES_MAX
     assert sorted(log.of("system")) == [
         "stderr: the rest of this line is not logged",
         "stdout: further lines are not logged",
@@ -633,7 +632,7 @@ def _know_the_others():
 
 def children():
     found = []
-    for pid in module._pids():
+    for pid in processes.pids():
         try:
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
@@ -724,7 +723,7 @@ asyncio.run(main())
 
 async def killed_daemon(tmp_path, text, files):
     """A daemon killed with kill -9 while its program runs; answers what the program wrote into its files."""
-    repository = str(Path(module.__file__).parents[2])
+    repository = str(Path(processes.__file__).parents[3])
     daemon = subprocess.Popen(
         [sys.executable, "-c", DAEMON, str(tmp_path / "shell"), textwrap.dedent(text), repository]
     )
@@ -768,7 +767,7 @@ async def test_also_when_the_leader_is_gone(tmp_path):
     )
     os.kill(leader, signal.SIGKILL)
     async with asyncio.timeout(GUARD):
-        while module._stat(leader) is not None:
+        while processes.stat_of(leader) is not None:
             await asyncio.sleep(0.005)
     assert await swept(tmp_path) == 1
     assert not is_alive(member)
@@ -788,7 +787,7 @@ async def test_a_stranger_is_left_alone(tmp_path, change):
     try:
         groups = tmp_path / "shell" / "groups"
         groups.mkdir(parents=True)
-        facts = {"boot_id": BOOT_ID, "pid": stranger.pid, "start": module._stat(stranger.pid).start, **change}
+        facts = {"boot_id": BOOT_ID, "pid": stranger.pid, "start": processes.stat_of(stranger.pid).start, **change}
         (groups / ("0" * 32)).write_text(json.dumps(facts))
         (groups / "notes.txt").write_text("not ours")
         assert await swept(tmp_path) == 0
@@ -806,7 +805,7 @@ async def test_a_stranger_without_a_leader_is_left_alone(tmp_path):
         stdin=subprocess.PIPE,
     )
     stranger = int(await appears(tmp_path / "pid"))
-    facts = {"boot_id": BOOT_ID, "pid": leader.pid, "start": module._stat(leader.pid).start - 1}
+    facts = {"boot_id": BOOT_ID, "pid": leader.pid, "start": processes.stat_of(leader.pid).start - 1}
     leader.communicate(b"\n")
     try:
         groups = tmp_path / "shell" / "groups"
@@ -821,16 +820,18 @@ async def test_a_stranger_without_a_leader_is_left_alone(tmp_path):
 async def test_what_cannot_be_killed_keeps_its_record(tmp_path, monkeypatch):
     shell = ShellExecutor(scratch=tmp_path / "shell", unsafe=True, grace_s=0.05)
     await shell.start()
-    real, started = module._signal_session, []
+    started = []
     monkeypatch.setattr(
         subprocess, "Popen", lambda *a, start=subprocess.Popen, **kw: started.append(start(*a, **kw)) or started[-1]
     )
-    monkeypatch.setattr(module, "_GONE_S", 0.2)
-    monkeypatch.setattr(module, "_signal_session", lambda session, number: bool(module._members(session)))
+    monkeypatch.setattr("taskforged.steps.shell.program.GONE_S", 0.2)
+    monkeypatch.setattr(
+        "taskforged.steps.shell.program.signal_session", lambda session, _: bool(processes.members_of(session))
+    )
     outcome = await shell.execute(task("sleep", "60", timeout_s=0.1))
     assert outcome.code == "timeout"
     (record,) = (tmp_path / "shell" / "groups").iterdir()
-    monkeypatch.setattr(module, "_signal_session", real)
+    monkeypatch.setattr("taskforged.steps.shell.program.signal_session", processes.signal_session)
     await shell.close()
     assert await swept(tmp_path) == 1
     assert left(tmp_path) == []
