@@ -15,7 +15,6 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
 
@@ -28,7 +27,7 @@ from taskforged.steps.http_answer import FAILURE_READ_MAX, clean, excerpt, parse
 from taskforged.steps.http_failure import FailedError, fail, raise_network
 from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected, targets_of
 from taskforged.steps.outbound import Denied, Hop, Outbound
-from taskforged.steps.secrets import mask, resolve_references
+from taskforged.steps.secrets import mask_outcome, resolve_references
 
 __all__ = ["HttpExecutor"]
 
@@ -82,11 +81,11 @@ class HttpExecutor:
         timeout_s = self._timeout_s if task.timeout_s is None else task.timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return _masked(await self._attempt(task, used), used)
+                return mask_outcome(await self._attempt(task, used), used)
         except TimeoutError:
             return Failed("timeout", f"no complete answer within {timeout_s:g} s", retryable=True, is_unknown=True)
         except FailedError as error:
-            return _masked(error.outcome, used)
+            return mask_outcome(error.outcome, used)
 
     async def _attempt(self, task: Task, used: set[str]) -> Outcome:
         config = task.config
@@ -190,14 +189,6 @@ async def _resolve(config: Mapping[str, Json], task: Task, used: set[str]) -> di
         fail("invalid_request", error.message)
     used.update(values)
     return dict(resolved)
-
-
-def _masked(outcome: Outcome, used: set[str]) -> Outcome:
-    if not used:
-        return outcome
-    if isinstance(outcome, Succeeded):
-        return Succeeded(mask(outcome.output, used))
-    return replace(outcome, message=mask(outcome.message, used), details=mask(outcome.details, used))
 
 
 def _following(request: Request, response: aiohttp.ClientResponse) -> Request | None:

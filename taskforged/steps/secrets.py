@@ -14,6 +14,7 @@ import base64
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeAlias, TypeGuard
 from urllib.parse import quote, quote_plus
@@ -21,9 +22,9 @@ from urllib.parse import quote, quote_plus
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.jsonvalue import to_text
-from taskforged.steps.base import SecretLookup, SecretValue
+from taskforged.steps.base import Outcome, SecretLookup, SecretValue, Succeeded
 
-__all__ = ["LENGTH_MIN", "MASK", "Admit", "blanked", "margin_of", "mask", "resolve_references"]
+__all__ = ["LENGTH_MIN", "MASK", "Admit", "blanked", "margin_of", "mask", "mask_outcome", "resolve_references"]
 
 MASK = "***"
 LENGTH_MIN = 4
@@ -125,6 +126,15 @@ def mask(value: Json, used_values: Iterable[str]) -> Json:
     if not forms or not _suspicious(value, forms.values()):
         return value
     return _mask(value, sorted(forms), numeric=any(form.strip("0123456789.eE+-") == "" for form in forms))
+
+
+def mask_outcome(outcome: Outcome, used_values: set[str]) -> Outcome:
+    """Mask what an executor answers."""
+    if not used_values:
+        return outcome
+    if isinstance(outcome, Succeeded):
+        return Succeeded(mask(outcome.output, used_values))
+    return replace(outcome, message=mask(outcome.message, used_values), details=mask(outcome.details, used_values))
 
 
 def _suspicious(value: Json, escaped_forms: Iterable[str]) -> bool:

@@ -10,14 +10,13 @@ import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError
 from taskforged.steps.base import Failed, Log, Outcome, Succeeded, Task
-from taskforged.steps.secrets import mask
+from taskforged.steps.secrets import mask_outcome
 from taskforged.steps.shell.failure import FailedError, fail, fail_start
 from taskforged.steps.shell.place import Place
 from taskforged.steps.shell.plan import Plan, Planner
@@ -94,9 +93,9 @@ class ShellExecutor:
         """
         used: set[str] = set()
         try:
-            return _masked(await self._attempt(task, used), used)
+            return mask_outcome(await self._attempt(task, used), used)
         except FailedError as error:
-            return _masked(error.outcome, used)
+            return mask_outcome(error.outcome, used)
 
     async def _attempt(self, task: Task, used: set[str]) -> Outcome:
         if self._signals is None:
@@ -164,14 +163,6 @@ def _judged(plan: Plan, program: Program) -> Outcome:
         except InvalidArgumentError as error:
             return Failed("invalid_json", error.message, False, details=program.evidence(), is_unknown=True)
     return Succeeded(output)
-
-
-def _masked(outcome: Outcome, used: set[str]) -> Outcome:
-    if not used:
-        return outcome
-    if isinstance(outcome, Succeeded):
-        return Succeeded(mask(outcome.output, used))
-    return replace(outcome, message=mask(outcome.message, used), details=mask(outcome.details, used))
 
 
 async def _undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
