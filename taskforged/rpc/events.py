@@ -124,7 +124,9 @@ class EventServicer(grpc_base.EventServiceServicer):
         if len(request.event_ids) > REPLAYS_MAX or not 0 <= request.max_count <= REPLAYS_MAX:
             raise invalid("event_ids" if request.event_ids else "max_count", f"may be at most {REPLAYS_MAX:,}")
         if request.event_ids:
-            return list(dict.fromkeys(request.event_ids)), False
+            wanted = list(dict.fromkeys(request.event_ids))
+            most = request.max_count or len(wanted)
+            return wanted[:most], len(wanted) > most
         return await self._replays.select(self._filter(request.filter), request.max_count or 100)
 
     def _filter(self, request: pb.ListEventsRequest | pb.EventFilter) -> EventFilter:

@@ -134,7 +134,7 @@ class HttpExecutor:
     async def _judge(self, request: Request, response: aiohttp.ClientResponse, rules: Rules, used: set[str]) -> Outcome:
         head = {"status": response.status, "headers": read_headers(response)}
         if not rules.accepts(response.status):
-            return await self._rejected(request, response, head, used)
+            return await self._rejected(request, response, rules, head, used)
         raw, is_complete = await read_body(response, rules.bytes_max)
         if not is_complete:
             message = f"the answer has more than {rules.bytes_max:,} bytes"
@@ -146,14 +146,21 @@ class HttpExecutor:
             fail("invalid_json", error.message, details=details, is_unknown=True)
 
     async def _rejected(
-        self, request: Request, response: aiohttp.ClientResponse, head: dict[str, Json], used: set[str]
+        self,
+        request: Request,
+        response: aiohttp.ClientResponse,
+        rules: Rules,
+        head: dict[str, Json],
+        used: set[str],
     ) -> Failed:
         raw, is_complete = await read_body(response, FAILURE_READ_MAX)
         status = response.status
         retryable = status in {408, 425, 429} or status >= 500
+        is_unfollowed = rules.redirects_max == 0 and "Location" in response.headers and 300 <= status < 400
+        advice = "; redirects are not followed unless max_redirects says how many" if is_unfollowed else ""
         return Failed(
             "http_status",
-            f"{request.place} answered {status}",
+            f"{request.place} answered {status}{advice}",
             retryable=retryable,
             retry_after_s=self._retry_after_s(response.headers.get("Retry-After", "")) if retryable else None,
             details={**head, "body": excerpt(response, raw, used, is_complete=is_complete)},

@@ -319,6 +319,8 @@ async def test_many_to_one_trigger(board):
     answer = await board("ReplayEvents", event_ids=ids, workflow="far", trigger="got")
     assert [await board.output(one.run_ids[0]) for one in answer.results] == [0, 1, 2]
     assert len(await board.runs(workflow="far")) == 3
+    answer = await board("ReplayEvents", event_ids=ids, workflow="far", trigger="got", max_count=2, dry_run=True)
+    assert ([one.event_id for one in answer.results], answer.more) == (ids[:2], True)
 
 
 @pytest.mark.parametrize(

@@ -414,7 +414,9 @@ async def test_redirects_without_end(http, serve):
 
 async def test_with_no_redirects_allowed_it_is_a_status(http, serve):
     server = await serve(answer(302, headers=["Location: /x"]))
-    assert (await call(http, server, max_redirects=0)).code == "http_status"
+    failed = await call(http, server, max_redirects=0)
+    assert failed.code == "http_status"
+    assert "max_redirects" in failed.message
     assert (await call(http, server, max_redirects=0, accept=[[302, 302]])).output["headers"]["location"] == "/x"
     assert len(server.requests) == 2
 

@@ -554,7 +554,7 @@ class ReplayEventsRequest(_message.Message):
     TRIGGER_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """max_count is the most events to replay in this call. 0 means 100; at most 1,000."""
+    """max_count is the most events to replay in this call; at most 1,000. 0 means 100 of a filter, and all of event_ids."""
     workflow: _builtins.str
     """workflow and trigger: as in ReplayEventRequest."""
     trigger: _builtins.str
@@ -634,7 +634,7 @@ class ReplayEventsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
-    """more says that the filter fits further events beyond max_count."""
+    """more says that there are further events beyond max_count."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplayEventsResponse.Result]:
         """results in the order of event_ids, or oldest first."""
