@@ -578,11 +578,8 @@ class EffectServer:
         self._state = _State()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._serve())
-        finally:
-            self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # cancels handlers that still wait
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         self._over = asyncio.Event()
