@@ -64,7 +64,7 @@ class Board:
 
     async def fresh(self, **labels: str) -> Board:
         """A namespace that nobody else uses."""
-        name = f"n{next(_COUNTER)}"
+        name = f"n{next(_COUNTER):05}"  # whoever sorts by name gets the order of their making
         await self("SetNamespace", name=name, labels=labels)
         return self.of(name)
 
