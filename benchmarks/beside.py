@@ -64,8 +64,8 @@ async def watchers(b: Bench) -> None:
 
 
 async def prune(b: Bench) -> None:
-    """StartRun, one at a time, beside the pruning of 100,000 runs and beside a backup of them."""
-    old = 1000 * b.count(100)
+    """StartRun, one at a time, beside the pruning of 30,000 runs and beside a backup of them."""
+    old = 1000 * b.count(30)
     home = b.folder / "prune"
     await fill.fill(home, old)
     async with serving(home=home) as client:

@@ -84,7 +84,7 @@ class Starter:
         self._runner = runner
         self._items_max = items_max
         self._queue_exists = queue_exists
-        runner.on_pending = self.decide_pending
+        runner.asks_pending, runner.on_pending = may_give_way, self.decide_pending
 
     def prepare(self, request: RunRequest) -> PreparedRun:
         """Decide a run. It must be given to `create`, or to the runner's `discard`.
@@ -114,7 +114,7 @@ class Starter:
     async def decide_pending(self, no: int) -> None:
         """Do what a definition says about a run that waits while its concurrency group is full.
 
-        The runner asks whenever a run begins to wait, also after its time has come or after a crash.
+        The runner asks whenever a run begins to wait that `may_give_way`, also after its time has come or a crash.
         """
         loaded = await self._runs.load(no)
         if loaded is None or loaded.run.state is not RunState.PENDING or loaded.run.cancel_requested:
@@ -194,8 +194,7 @@ class Starter:
         return group
 
     def _is_full(self, namespace_no: int, group: str, limit: int) -> bool:
-        running, waiting = self._runner.admission.group_members(namespace_no, group)
-        return len(running) + len(waiting) >= limit
+        return self._runner.admission.group_size(namespace_no, group) >= limit
 
     async def _make_room(self, new: int, namespace_no: int, run: Run, kin: int | None) -> None:
         """Cancel what stands in the way of a new run: who waits before it, and the oldest of those that run."""
@@ -214,6 +213,13 @@ class Starter:
             return
         with contextlib.suppress(FailedPreconditionError):  # it has ended meanwhile
             await self._runner.deliver(no, CancelRun(reason))
+
+
+def may_give_way(model: WorkflowModel, group: str) -> bool:
+    """Answer whether anything but waiting may become of a run whose group is full: there may be very many."""
+    if model.concurrency is not None:
+        return model.concurrency.on_limit is not OnLimit.QUEUE
+    return group.startswith(CRON_GROUP)
 
 
 def _on_limit(definition: Definition, run: Run) -> OnLimit:

@@ -239,6 +239,12 @@ class Admission:
         """Whether a run has a slot or waits for one."""
         return no in self._pending or no in self._admitted
 
+    def group_size(self, namespace_no: int, group: str) -> int:
+        """Answer how many run or wait in a group."""
+        namespace = self._namespaces.get(namespace_no)
+        known = None if namespace is None else namespace.groups.get(group)
+        return 0 if known is None else len(known.running or ()) + known.waiting
+
     def group_members(self, namespace_no: int, group: str) -> tuple[list[int], list[int]]:
         """Answer who runs and who waits in a group, each oldest first."""
         namespace = self._namespaces.get(namespace_no)

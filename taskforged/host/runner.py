@@ -11,7 +11,7 @@ Nothing here blocks and nothing decides: the engine decides, the journal writes,
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -119,6 +119,7 @@ class Runner:
         self.meters = RunMeters(names)
         self.epoch = 0
         self.on_timer: Callable[[int], None] = lambda _: None
+        self.asks_pending: Callable[[WorkflowModel, str], bool] = lambda _, __: False
         self.on_pending: Callable[[int], Awaitable[None]] = _nobody_decides
         self.listens: Callable[[int, str], bool] = lambda _, __: False
         self.on_published: Callable[[], None] = lambda: None
@@ -163,23 +164,32 @@ class Runner:
         self._tasks.spawn(self._look_at_pending(grouped), "look at pending runs")
         return len(lost)
 
-    async def _restore_admission(self) -> list[int]:
-        """Rebuild who has a run slot and who waits; answers those that wait and have a group."""
+    async def _restore_admission(self) -> dict[tuple[int, int], list[Ticket]]:
+        """Rebuild who has a run slot and who waits; answers those that wait and have a group, by their version."""
         admitted, pending = [], []
-        for no, namespace_no, priority, group, limit, parent_no, state, started_at in await self._store.rows(
-            "open_runs"
-        ):
+        grouped: dict[tuple[int, int], list[Ticket]] = defaultdict(list)
+        for row in await self._store.rows("open_runs"):
+            no, namespace_no, priority, group, limit, parent_no, state, started_at, workflow_no, version = row
             ticket = Ticket(no, namespace_no, priority, group, limit, parent_no is not None)
             if started_at is not None:
                 admitted.append(ticket)
             elif state == RunState.PENDING:
                 pending.append(ticket)
+                if group:
+                    grouped[workflow_no, version].append(ticket)
         self.admission.restore(admitted, pending)
-        return [ticket.no for ticket in pending if ticket.group]
+        return grouped
 
-    async def _look_at_pending(self, numbers: Sequence[int]) -> None:
-        for no in numbers:
-            await self._pending(no)
+    async def _look_at_pending(self, grouped: Mapping[tuple[int, int], Sequence[Ticket]]) -> None:
+        for (workflow_no, version), tickets in grouped.items():
+            try:
+                model = await self._models.model(workflow_no, version)
+            except Exception as error:  # noqa: BLE001  task boundary: the others are looked at all the same
+                _log.error("run.pending_not_decided", workflow_no=workflow_no, version=version, error=str(error))
+                continue
+            for ticket in tickets:
+                if self.asks_pending(model, ticket.group):
+                    await self._pending(ticket.no)
 
     async def _pending(self, no: int) -> None:
         """Let somebody decide what becomes of a run whose concurrency group may be full."""
@@ -550,7 +560,7 @@ class Runner:
             self._announce_end(entry)
         elif entry.run.state is RunState.PENDING:
             self.admission.wait(entry.ticket(entry.run))
-            if entry.run.group:
+            if entry.run.group and self.asks_pending(entry.model, entry.run.group):
                 self._tasks.spawn(self._pending(entry.no), f"pending run {entry.no}")
         self._pump(entry)
         if not entry.committing:

@@ -83,11 +83,16 @@ __all__ = ["Controls", "RpcServer"]
 
 _MIB = 1 << 20
 
+_PENDING_MAX = 4000
+"""Calls that have come and were not looked at yet, a few KB each; one more is cancelled."""
+
 OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.so_reuseport", 0),  # else a second daemon would bind silently over a live one
     ("grpc.max_receive_message_length", 8 * _MIB),
     ("grpc.max_send_message_length", 64 * _MIB),
     ("grpc.max_concurrent_streams", 1000),
+    ("grpc.server.max_pending_requests", _PENDING_MAX),  # beyond its default of 1,000 gRPC cancels calls by chance
+    ("grpc.server.max_pending_requests_hard_limit", _PENDING_MAX),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # the default punishes pings of watchers
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.keepalive_time_ms", 60_000),

@@ -24,6 +24,7 @@ from taskforged.errors import ResourceExhaustedError
 from taskforged.keyring import KeySource
 from taskforged.schedule import jitter_us
 from taskforged.store import database
+from taskforged.store.runs import RunStore
 from taskforged.store.sql import QUERIES
 from taskforged.store.store import Store
 
@@ -1104,6 +1105,33 @@ async def test_the_group_of_the_workflow_decides_besides_overlap(world, overlap,
 
     await world.until(look)
     assert {row[0] for row in await world.rows("SELECT group_key FROM runs")} == {"mine"}
+
+
+async def test_runs_that_only_wait_are_not_read(world, monkeypatch):
+    """There may be very many of them: beginning to wait, and a start that finds them, must not read each."""
+    read = []
+    load = RunStore.load
+
+    async def counted(self, no):
+        read.append(no)
+        return await load(self, no)
+
+    async def looked():
+        names = {task.get_name() for task in asyncio.all_tasks()}
+        return not any(name.startswith(("pending run", "look at pending")) for name in names)
+
+    monkeypatch.setattr(RunStore, "load", counted)
+    await world.cron("* * * * *", LASTING, overlap="allow", top="concurrency: {group: mine, limit: 1}\n")
+    await world.every(MINUTE, 4)
+    await world.restart()
+    await world.until(looked)
+    assert await world.states() == ["RUNNING", "PENDING", "PENDING", "PENDING"]
+    assert read == []
+    await world.cron("* * * * *", LASTING, overlap="cancel_running", name="other")
+    await world.after(MINUTE)
+    await world.after(MINUTE)
+    await world.until(looked)
+    assert read, "who may take another's place is read"
 
 
 # --- start, end, jitter, H -------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import grpc.aio
 import pytest
 from harness import Daemon
 from switchboard import Board, eventually
-from taskforge.v1 import event_service_pb2, token_pb2
+from taskforge.v1 import event_service_pb2, system_service_pb2, token_pb2
 from taskforge.v1.event_service_pb2_grpc import EventServiceStub
+from taskforge.v1.system_service_pb2_grpc import SystemServiceStub
 from telemetry.scraping import scrape
 
 from taskforged.store.events import insert_event
@@ -144,6 +145,22 @@ async def test_watchers_that_never_read_cost_no_memory_and_hold_nobody_up(board:
         assert grown < 64 << 20, "what is not read is kept in memory"
     await eventually(lambda: watchers(board), lambda count: count == 0, within_s=60)
     print(f"{DEAF} that do not read, {seen:,} events: {grown / KIB / KIB:.0f} MiB more")
+
+
+@pytest.mark.timeout(120)
+async def test_a_burst_of_calls_waits_and_none_is_cancelled(board: Board) -> None:
+    """gRPC itself cancels calls by chance when more than 1,000 have come that nobody has looked at yet."""
+    own = (("grpc.use_local_subchannel_pool", 1),)
+    async with contextlib.AsyncExitStack() as stack:
+        crowd = [
+            SystemServiceStub(await stack.enter_async_context(grpc.aio.insecure_channel(board.daemon.tcp, options=own)))
+            for _ in range(4)
+        ]
+        asked = [
+            crowd[number % 4].GetInfo(system_service_pb2.GetInfoRequest(), metadata=board.daemon.metadata)
+            for number in range(3000)
+        ]
+        assert all([(await call).version for call in asked])
 
 
 async def _connect(place: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:

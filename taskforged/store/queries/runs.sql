@@ -96,7 +96,7 @@ SELECT count(*) FROM runs WHERE ended_at IS NULL
 
 -- open_runs --
 -- Every run that holds a slot or waits for one: what the admission is rebuilt from.
-SELECT no, namespace_no, priority, group_key, group_limit, parent_no, state, started_at FROM runs
+SELECT no, namespace_no, priority, group_key, group_limit, parent_no, state, started_at, workflow_no, version FROM runs
 WHERE ended_at IS NULL ORDER BY no
 
 -- lane_of_command --
