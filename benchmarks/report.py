@@ -141,7 +141,7 @@ def _peers(results: Results) -> str:
         if len(mine) > 1:
             whole += f" ({number(min(mine))} to {number(max(mine))})"
         lines.append([title, whole, *(cell(rows.get(row), key, unit) for rows in others.values())])
-    return _markdown(["what", "Taskforge", *(name.capitalize() for name in others)], lines)
+    return _markdown(["what", "Taskforge", *("DBOS" if name == "dbos" else name.capitalize() for name in others)], lines)
 
 
 def _engines(results: Results) -> str:
