@@ -89,7 +89,17 @@ class ModelSource(Protocol):
 
 
 class Runner:
-    """Runs open runs."""
+    """Runs open runs.
+
+    Attributes:
+        epoch: the boot that it belongs to.
+        meters: what is counted of runs and attempts.
+        dispatcher, admission, children: who gives slots to steps and to runs, and who sees to sub-workflows.
+        on_timer: told when a timer is due that a commit has set.
+        asks_pending, on_pending: whether somebody decides about the runs of a model that wait in a group, and who.
+        listens: whether an event of a type in a namespace is asked about.
+        on_published: told when a commit has stored such an event.
+    """
 
     def __init__(
         self,
