@@ -141,7 +141,8 @@ def _peers(results: Results) -> str:
         if len(mine) > 1:
             whole += f" ({number(min(mine))} to {number(max(mine))})"
         lines.append([title, whole, *(cell(rows.get(row), key, unit) for rows in others.values())])
-    return _markdown(["what", "Taskforge", *("DBOS" if name == "dbos" else name.capitalize() for name in others)], lines)
+    names = ["DBOS" if name == "dbos" else name.capitalize() for name in others]
+    return _markdown(["what", "Taskforge", *names], lines)
 
 
 def _engines(results: Results) -> str:
