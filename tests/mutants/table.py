@@ -292,7 +292,7 @@ _TRUST = [
         "taskforged/store/events.py",
         "    if delivery_key is not None:\n",
         "    if delivery_key is None and row.no < 0:\n",
-        WORLDS,
+        "tests/control/test_inbox.py::test_a_hundred_copies_at_once_start_one_run",
     ),
     Mutant(
         "looks up a request id in all namespaces",
