@@ -90,14 +90,14 @@ class Board:
         if self._http is not None:
             await self._http.close()
 
-    async def __call__(self, method: str, /, *, bearer: str = "", **fields: Any) -> Any:
+    async def __call__(self, method: str, /, *, bearer: str = "", within_s: float = 30, **fields: Any) -> Any:
         """Call a method; the namespace is this one unless it is given."""
         stub, message = METHODS[method]
         if "namespace" in message.DESCRIPTOR.fields_by_name and method != "CreateToken":
             fields.setdefault("namespace", self.namespace)
         metadata = (("authorization", f"Bearer {bearer or self.daemon.token}"),)
         call = getattr(stub(self.channel), method)
-        return await call(message(**fields), metadata=metadata, timeout=30, wait_for_ready=True)
+        return await call(message(**fields), metadata=metadata, timeout=within_s, wait_for_ready=True)
 
     async def refused(self, code: str, method: str, **fields: Any) -> str:
         """Call a method that must be refused; answers what is said."""

@@ -76,7 +76,7 @@ async def test_backups_under_load_and_kills_in_their_midst() -> None:
                 await asyncio.to_thread(daemon.kill)
                 await asyncio.gather(making, return_exceptions=True)
             else:
-                made = (await board("CreateBackup")).backup
+                made = (await board("CreateBackup", within_s=300)).backup  # a commit of the load between any two pieces
                 proofs.append((Path(made.path), before))
                 await asyncio.to_thread(daemon.kill)
             loading.cancel()
