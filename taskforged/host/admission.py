@@ -241,18 +241,20 @@ class Admission:
 
     def group_size(self, namespace_no: int, group: str) -> int:
         """Answer how many run or wait in a group."""
-        namespace = self._namespaces.get(namespace_no)
-        known = None if namespace is None else namespace.groups.get(group)
+        known = self._known_group(namespace_no, group)
         return 0 if known is None else len(known.running or ()) + known.waiting
 
     def group_members(self, namespace_no: int, group: str) -> tuple[list[int], list[int]]:
         """Answer who runs and who waits in a group, each oldest first."""
-        namespace = self._namespaces.get(namespace_no)
-        known = None if namespace is None else namespace.groups.get(group)
+        known = self._known_group(namespace_no, group)
         if known is None:
             return [], []
         places = {place for line in known.lines for place in line or () if self._waits(place)}
         return sorted(known.running or ()), sorted(place & _NO_MASK for place in places)
+
+    def _known_group(self, namespace_no: int, group: str) -> _Group | None:
+        namespace = self._namespaces.get(namespace_no)
+        return None if namespace is None else namespace.groups.get(group)
 
     def blockers(self, no: int) -> Blocker | None:
         """Say what a pending run waits for; None when it does not wait. It looks at everybody in line."""

@@ -134,13 +134,12 @@ def _fact_of_end(entry: Entry, seq: int, key: str, done: asyncio.Task[Outcome]) 
         return AttemptCancelled(seq)
     if done.cancelled():  # by something inside it, and not by us
         message = "the executor gave up by itself"
-        return AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
-    error = done.exception()
-    if error is not None:
+    elif (error := done.exception()) is not None:
         _log.error("executor.bug", **named(entry.run), step=key, exc_info=error)
         message = f"the executor failed in an unexpected way: {type(error).__name__}"
-        return AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
-    return _fact_of(seq, done.result())
+    else:
+        return _fact_of(seq, done.result())
+    return AttemptFailed(seq, {"code": "internal", "message": message}, retryable=False)
 
 
 def _fact_of(seq: int, outcome: Outcome) -> Fact:

@@ -23,8 +23,9 @@ import aiohttp
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.steps.base import Failed, Outcome, SecretValue, Succeeded, Task
+from taskforged.steps.failure import FailedError, fail
 from taskforged.steps.http_answer import FAILURE_READ_MAX, clean, excerpt, parse_body, read_body, read_headers
-from taskforged.steps.http_failure import FailedError, fail, raise_network
+from taskforged.steps.http_failure import raise_network
 from taskforged.steps.http_request import Request, Rules, build_request, read_rules, redirected, targets_of
 from taskforged.steps.outbound import Denied, Hop, Outbound
 from taskforged.steps.secrets import mask_outcome, resolve_references

@@ -1,4 +1,4 @@
-"""How an attempt of the step `http` fails: one exception that carries the outcome, and what aiohttp's errors mean."""
+"""How an attempt of the step `http` fails: what aiohttp's errors mean, and what messages call a request."""
 
 from __future__ import annotations
 
@@ -9,29 +9,13 @@ from typing import NoReturn
 import aiohttp
 from yarl import URL
 
-from taskforged.engine.model import Json
-from taskforged.steps.base import Failed
+from taskforged.steps.failure import fail
 
-__all__ = ["FailedError", "fail", "origin_text", "place_text", "raise_network"]
+__all__ = ["origin_text", "place_text", "raise_network"]
 
 
 _PATH_MAX = 200
 """Characters of a path in a message."""
-
-
-class FailedError(Exception):
-    """Ends an attempt from wherever it is."""
-
-    def __init__(self, outcome: Failed) -> None:
-        super().__init__(outcome.code)
-        self.outcome = outcome
-
-
-def fail(
-    code: str, message: str, *, retryable: bool = False, details: Json = None, is_unknown: bool = False
-) -> NoReturn:
-    """End the attempt."""
-    raise FailedError(Failed(code, message, retryable, details=details, is_unknown=is_unknown)) from None
 
 
 def origin_text(url: URL) -> str:

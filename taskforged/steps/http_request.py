@@ -15,7 +15,8 @@ from yarl import URL
 from taskforged.engine.model import Json
 from taskforged.jsonvalue import canonical, to_text
 from taskforged.steps.base import Task
-from taskforged.steps.http_failure import FailedError, fail, origin_text, place_text
+from taskforged.steps.failure import FailedError, fail
+from taskforged.steps.http_failure import origin_text, place_text
 from taskforged.steps.secrets import MASK, blanked
 from taskforged.steps.tls_contexts import Tls
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -11,13 +12,13 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError
 from taskforged.steps.base import Failed, Log, Outcome, Succeeded, Task
+from taskforged.steps.failure import FailedError, fail
 from taskforged.steps.secrets import mask_outcome
-from taskforged.steps.shell.failure import FailedError, fail, fail_start
 from taskforged.steps.shell.place import Place
 from taskforged.steps.shell.plan import Plan, Planner
 from taskforged.steps.shell.processes import signal_name
@@ -127,7 +128,7 @@ class ShellExecutor:
             await _undisturbed(asyncio.to_thread(place.make, plan.stdin))
             program = start_program(plan, place, self._signals, used, log)
         except OSError as error:
-            fail_start(plan.argv[0].decode(), error)
+            _fail_start(plan.argv[0].decode(), error)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
@@ -139,6 +140,18 @@ class ShellExecutor:
             finally:
                 place.is_over = program.is_gone
         return program, is_ended
+
+
+def _fail_start(program: str, error: OSError) -> NoReturn:
+    """End the attempt of a program that the system did not start."""
+    if isinstance(error, FileNotFoundError):
+        fail("program_not_found", f"{program}, or the interpreter that its first line names, does not exist")
+    if isinstance(error, PermissionError):
+        fail("program_not_found", f"{program} cannot be executed, or the folder cannot be entered: permission denied")
+    reason = error.strerror or type(error).__name__
+    # Too many arguments, or a script without an interpreter: the same again next time.
+    code, again = ("invalid_request", False) if error.errno in {errno.E2BIG, errno.ENOEXEC} else ("start_failed", True)
+    fail(code, f"{program} cannot be started: {reason}", retryable=again)
 
 
 def _judged(plan: Plan, program: Program) -> Outcome:

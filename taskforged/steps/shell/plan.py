@@ -22,8 +22,8 @@ from taskforged.engine.model import Json
 from taskforged.errors import InvalidArgumentError, NotFoundError
 from taskforged.jsonvalue import to_text
 from taskforged.steps.base import Task
+from taskforged.steps.failure import fail
 from taskforged.steps.secrets import resolve_references
-from taskforged.steps.shell.failure import fail
 from taskforged.steps.shell.place import MARK
 
 __all__ = ["Plan", "Planner"]
