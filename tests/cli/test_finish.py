@@ -235,7 +235,7 @@ def test_times_are_relative_on_terminals_only(ctl):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["run", "start", "helo"], "did you mean 'hello'?"),
+        (["run", "start", "hllo"], "did you mean 'hello'?"),
         (["workflow", "show", "hallo"], "did you mean 'hello'?"),
         (["-n", "defualt", "run", "list"], "did you mean 'default'?"),
         (["queue", "show", "defalt"], "did you mean 'default'?"),
